@@ -1,0 +1,217 @@
+"""Which traces of a row may be ranked, and why the others may not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from s2r_ray.mapping import MISSING, Record, Trace
+from s2r_ray.tokens import TokenCounter
+from s2r_ray.trace import reasoning, without_repeats
+
+Choice = Literal["first", "longest", "all"]
+
+
+class Reason(StrEnum):
+    """Why a trace is not ranked. The values appear in excluded.parquet."""
+
+    UNREADABLE_FILE = "unreadable_file"
+    UNREADABLE_ROW = "unreadable_row"
+    NOT_A_STRING = "not_a_string"
+    EMPTY = "empty"
+    UNVERIFIED = "unverified"
+    INCOMPLETE = "incomplete"
+    FINISH_REASON = "finish_reason"
+    OVER_CUTOFF = "over_cutoff"
+    NOT_CHOSEN = "not_chosen"
+    DUPLICATE_SAMPLE = "duplicate_sample"
+
+
+class Guards(BaseModel):
+    """What a trace must pass before it is ranked. A flag that the pool has no column for is not checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    verified: bool = Field(True, description="Drop traces whose answer is not verified")
+    complete: bool = Field(True, description="Drop traces marked as unfinished")
+    finish_reasons: tuple[str, ...] = Field(("stop",), description="Finish reasons to keep; empty keeps all")
+    cutoff_tokens: int = Field(
+        16384, ge=0, description="Most tokens of question and response together; 0 keeps all lengths"
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trace in the pool index. Lengths are in tokens of the student's tokenizer, None where not counted.
+
+    `reason` is None for a candidate. `generation` is -1 for a row that has no trace at all.
+    """
+
+    sample_id: str
+    row: int
+    generation: int
+    question_key: bytes | None = None
+    sample_key: bytes | None = None
+    question_tokens: int | None = None
+    response_tokens: int | None = None
+    trace_tokens: int | None = None
+    trace_tokens_unique: int | None = None
+    trace_characters: int | None = None
+    source: str | None = None
+    problem_type: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+def content_key(*texts: str) -> bytes:
+    """16 bytes that stand for these texts, in this order: BLAKE2b over length-prefixed UTF-8."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.digest()
+
+
+def entries(records: Sequence[Record], guards: Guards, choice: Choice, counter: TokenCounter) -> list[Entry]:
+    """One entry per trace of these rows, in order; a row without traces has one too.
+
+    Guards come first, then the choice among the traces of a row that passed: so a row is lost only if none of its
+    traces is fit. `first` takes the first that passed, `longest` the one with most tokens after repeat removal
+    (the first of equals), `all` every one.
+    """
+    checked = [_check_flags(record, guards) for record in records]
+    measured = _measure([entry for row in checked for entry in row], guards, counter)
+    result: list[Entry] = []
+    for row in checked:
+        result.extend(_choose([next(measured) for _ in row], choice))
+    return result
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """An entry on its way, with the texts still needed to measure it."""
+
+    entry: Entry
+    question: str = ""
+    response: str = ""
+    trace: str = ""
+
+
+def _check_flags(record: Record, guards: Guards) -> list[_Checked]:
+    base = Entry(
+        sample_id="",
+        row=record.row,
+        generation=-1,
+        source=record.groups.get("source"),
+        problem_type=record.groups.get("problem_type"),
+    )
+    if not record.traces:
+        return [_Checked(_left_out(replace(base, sample_id=_sample_id(record, -1, b"")), Reason.EMPTY, "no trace"))]
+    return [_check_trace(record, trace, base, guards) for trace in record.traces]
+
+
+def _check_trace(record: Record, trace: Trace, base: Entry, guards: Guards) -> _Checked:
+    base = replace(base, generation=trace.generation, sample_id=_sample_id(record, trace.generation, b""))
+    question, response = record.question, _response(trace)
+    for name, text in (("question", question), ("trace", response)):
+        fault = _text_fault(text)
+        if fault:
+            return _Checked(_left_out(base, fault, _describe(name, text)))
+    key = content_key(question, response)
+    base = replace(
+        base,
+        sample_id=_sample_id(record, trace.generation, key),
+        question_key=content_key(question),
+        sample_key=key,
+    )
+    fault, detail = _flag_fault(trace, guards)
+    if fault:
+        return _Checked(_left_out(base, fault, detail))
+    span = trace.thinking if isinstance(trace.thinking, str) and trace.thinking else reasoning(response)
+    if not span.strip():
+        return _Checked(_left_out(base, Reason.EMPTY, "trace is blank"))
+    return _Checked(base, question, response, span)
+
+
+def _response(trace: Trace) -> Any:
+    """What a student would learn to write: reasoning kept apart comes before the answer, between thinking marks."""
+    if trace.thinking is None:
+        return trace.response
+    if not isinstance(trace.thinking, str) or not isinstance(trace.response, str | None):
+        return trace.thinking if not isinstance(trace.thinking, str) else trace.response
+    return f"<think>\n{trace.thinking}\n</think>\n\n{trace.response or ''}"
+
+
+def _text_fault(text: Any) -> Reason | None:
+    if not isinstance(text, str):
+        return Reason.NOT_A_STRING
+    return None if text.strip() else Reason.EMPTY
+
+
+def _describe(name: str, text: Any) -> str:
+    if isinstance(text, str):
+        return f"{name} is blank"
+    return f"{name} is {'null' if text is None else type(text).__name__}"
+
+
+def _flag_fault(trace: Trace, guards: Guards) -> tuple[Reason | None, str | None]:
+    if guards.verified and trace.verified is not None and trace.verified is not True:
+        return Reason.UNVERIFIED, "no verdict" if trace.verified is MISSING else f"verified is {trace.verified!r}"
+    if guards.complete and trace.complete is not None and trace.complete is not True:
+        return Reason.INCOMPLETE, "no value" if trace.complete is MISSING else f"complete is {trace.complete!r}"
+    # A pool without finish reasons for a row (OpenR1 has null there for locally generated rows) is not at fault.
+    if guards.finish_reasons and trace.finish_reason not in (None, MISSING, *guards.finish_reasons):
+        return Reason.FINISH_REASON, f"finish reason is {trace.finish_reason!r}"
+    return None, None
+
+
+def _measure(checked: Sequence[_Checked], guards: Guards, counter: TokenCounter) -> Any:
+    """The entries in order, those still in the running with their lengths and the cutoff applied."""
+    fit = [item for item in checked if item.entry.reason is None]
+    unique = [without_repeats(item.trace) for item in fit]
+    texts = [[item.question for item in fit], [item.response for item in fit], [item.trace for item in fit], unique]
+    lengths = [counter.count(column).tolist() for column in texts]
+    measured = iter(zip(fit, *lengths, strict=True))
+    for item in checked:
+        if item.entry.reason is not None:
+            yield item.entry
+            continue
+        _, question_tokens, response_tokens, trace_tokens, trace_tokens_unique = next(measured)
+        entry = replace(
+            item.entry,
+            question_tokens=question_tokens,
+            response_tokens=response_tokens,
+            trace_tokens=trace_tokens,
+            trace_tokens_unique=trace_tokens_unique,
+            trace_characters=len(item.trace),
+        )
+        total = question_tokens + response_tokens
+        if guards.cutoff_tokens and total > guards.cutoff_tokens:
+            entry = _left_out(entry, Reason.OVER_CUTOFF, f"{total} tokens, at most {guards.cutoff_tokens}")
+        yield entry
+
+
+def _choose(row: list[Entry], choice: Choice) -> list[Entry]:
+    fit = [entry for entry in row if entry.reason is None]
+    if choice == "all" or len(fit) <= 1:
+        return row
+    chosen = fit[0] if choice == "first" else max(fit, key=lambda entry: entry.trace_tokens_unique or 0)
+    detail = f"generation {chosen.generation} of the row was chosen"
+    return [entry if entry.reason or entry is chosen else _left_out(entry, Reason.NOT_CHOSEN, detail) for entry in row]
+
+
+def _left_out(entry: Entry, reason: Reason, detail: str | None) -> Entry:
+    return replace(entry, reason=str(reason), detail=detail)
+
+
+def _sample_id(record: Record, generation: int, key: bytes) -> str:
+    """`id#generation`; without an id column the content key stands in, and without content the row number."""
+    if record.id is not None:
+        return f"{record.id}#{max(generation, 0)}"
+    return key.hex() if key else f"row-{record.row}#{max(generation, 0)}"

@@ -1,0 +1,232 @@
+"""The `s2r` command. Results go to standard output, everything for people to standard error.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Heavy modules are imported inside the commands, so that
+`s2r --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from s2r_ray.errors import S2RError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Pick the few per cent of a pool of reasoning traces that are worth training on.",
+)
+judge_app = typer.Typer(no_args_is_help=True, help="Train and examine judges.")
+app.add_typer(judge_app, name="judge")
+
+Pools = Annotated[list[str] | None, typer.Option("--pool", help="File, folder or glob; a path or s3://. Repeatable.")]
+Out = Annotated[str | None, typer.Option("--out", help="Where everything is written; a path or s3://.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file; options override it.")]
+Preset = Annotated[str | None, typer.Option(help="Column mapping by name. Default: openr1-math-220k.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub id of the student's tokenizer.")]
+Judge = Annotated[str | None, typer.Option(help="Folder or hub id of the judge. Default: the embedded one.")]
+Engine = Annotated[str | None, typer.Option(help="vllm or transformers. Default: vllm.")]
+Candidates = Annotated[str | None, typer.Option(help="Traces that compete per problem: first, longest or all.")]
+BadFiles = Annotated[int | None, typer.Option("--max-bad-files", help="Unreadable files to put up with. Default: 0.")]
+WeightOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight", help="NAME=VALUE, repeatable; unnamed signals weigh 0. Default: difficulty=0.25 length=0.75."
+    ),
+]
+Budgets = Annotated[
+    list[str] | None, typer.Option("--budget", help="Share to select, repeatable. Default: 2%, 5% and 10%.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+
+
+@app.command()
+def run(
+    pool: Pools = None,
+    out: Out = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    tokenizer: Tokenizer = None,
+    judge: Judge = None,
+    engine: Engine = None,
+    candidates: Candidates = None,
+    weight: WeightOptions = None,
+    budget: Budgets = None,
+    max_bad_files: BadFiles = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Index the pools, judge what is new, rank everything and write manifests and a report."""
+    from s2r_ray import pipeline
+    from s2r_ray.progress import Progress
+
+    settings = _config(
+        config, _overrides(pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files)
+    )
+    record, place = pipeline.run(settings, Progress(quiet=quiet))
+    _show_run(record, place, as_json)
+
+
+@app.command()
+def plan(
+    pool: Pools = None,
+    out: Out = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    tokenizer: Tokenizer = None,
+    judge: Judge = None,
+    engine: Engine = None,
+    candidates: Candidates = None,
+    weight: WeightOptions = None,
+    budget: Budgets = None,
+    max_bad_files: BadFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would read and judge, and check everything it needs. Changes nothing."""
+    from s2r_ray import pipeline
+
+    settings = _config(
+        config, _overrides(pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files)
+    )
+    summary = pipeline.summarize(pipeline.prepare(settings))
+    if as_json:
+        _print_json(summary)
+        return
+    for name, value in summary.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        sys.stdout.write(f"{name.replace('_', ' '):<28} {shown}\n")
+
+
+@app.command()
+def score(
+    pool: Pools = None,
+    out: Out = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    tokenizer: Tokenizer = None,
+    judge: Judge = None,
+    engine: Engine = None,
+    candidates: Candidates = None,
+    max_bad_files: BadFiles = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Index the pools and judge what is new; `select` does the rest."""
+    from s2r_ray import pipeline
+    from s2r_ray.progress import Progress
+
+    settings = _config(
+        config, _overrides(pool, out, preset, tokenizer, judge, engine, candidates, None, None, max_bad_files)
+    )
+    scored = pipeline.score(settings, Progress(quiet=quiet))
+    if as_json:
+        _print_json({"counts": scored.counts, "seconds": scored.seconds, "snapshot": scored.snapshot.digest()})
+        return
+    sys.stdout.write(f"scored; now: s2r select --out {settings.out}\n")
+
+
+@app.command()
+def select(
+    out: Out = None,
+    config: ConfigFile = None,
+    weight: WeightOptions = None,
+    budget: Budgets = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank again from what is stored, with other weights or budgets: no model, no GPU, a new run."""
+    from s2r_ray import pipeline
+    from s2r_ray.progress import Progress
+
+    settings = _config(config, _overrides(out=out, weight=weight, budget=budget))
+    record, place = pipeline.select(settings, Progress(quiet=quiet))
+    _show_run(record, place, as_json)
+
+
+@app.command()
+def synth(
+    out: Annotated[str, typer.Option(help="Folder to write the pool to; a path or s3://.")],
+    rows: Annotated[int, typer.Option(min=1, help="Problems to make up.")] = 2000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pool.")] = 0,
+    rows_per_file: Annotated[int, typer.Option(min=1, help="Rows of one Parquet file.")] = 1000,
+) -> None:
+    """Make up a pool of any size in the columns of OpenR1-Math-220k."""
+    from s2r_ray.storage import Place
+    from s2r_ray.synth import write_pool
+
+    files = write_pool(Place.of(out), rows, seed, rows_per_file)
+    sys.stdout.write(f"{rows:,} problems in {files} files: {out}\n")
+
+
+def main() -> None:
+    """The console script: runs a command and turns known errors into a message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except S2RError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _overrides(
+    pool: list[str] | None = None,
+    out: str | None = None,
+    preset: str | None = None,
+    tokenizer: str | None = None,
+    judge: str | None = None,
+    engine: str | None = None,
+    candidates: str | None = None,
+    weight: list[str] | None = None,
+    budget: list[str] | None = None,
+    max_bad_files: int | None = None,
+) -> dict[str, Any]:
+    """Options as configuration keys; what was not given is left out."""
+    judge_keys = {name: value for name, value in {"model": judge, "engine": engine}.items() if value is not None}
+    keys: dict[str, Any] = {
+        "pools": [{"uri": uri, "preset": preset} for uri in pool] if pool else None,
+        "out": out,
+        "tokenizer": tokenizer,
+        "judge": judge_keys or None,
+        "candidates": candidates,
+        "weights": _weights(weight) if weight else None,
+        "budgets": budget or None,
+        "max_bad_files": max_bad_files,
+    }
+    return {name: value for name, value in keys.items() if value is not None}
+
+
+def _weights(options: list[str]) -> dict[str, str]:
+    from s2r_ray.errors import UsageError
+
+    pairs = [option.partition("=") for option in options]
+    for option, (name, separator, value) in zip(options, pairs, strict=True):
+        if not name or not separator or not value:
+            raise UsageError(f"--weight {option}: expected NAME=VALUE, such as difficulty=0.25")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _config(file: str | None, overrides: dict[str, Any]) -> Any:
+    from s2r_ray.config import load_config
+
+    return load_config(file, overrides)
+
+
+def _show_run(record: Any, place: Any, as_json: bool) -> None:
+    from s2r_ray.summary import run_summary, top_table
+
+    if as_json:
+        _print_json(run_summary(record, place))
+    else:
+        sys.stdout.write(top_table(record, place))
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Ray: find a cluster or start a local one, and stream small work items through Ray Data."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.signals.base import Resources
+
+_LOCAL_OBJECT_STORE_BYTES = 1 << 30
+_MOST_BLOCKS = 4096
+_MESSAGE_CHARACTERS = 600
+_RAISED = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)): (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has: totals over all nodes."""
+
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Cluster]:
+    """Be connected to Ray inside the block: to `address`, to RAY_ADDRESS, or to a local Ray of our own.
+
+    A connection that is there already is used and left open.
+
+    Raises:
+        UsageError: the address does not answer.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address)
+    _quiet_ray_data()
+    try:
+        total = ray.cluster_resources()
+        yield Cluster(float(total.get("CPU", 0)), float(total.get("GPU", 0)))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    where = address or os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if where:
+            ray.init(address=where, **common)
+            return
+        # One worker more than a single-core machine has: reading and judging must be able to run at once.
+        ray.init(
+            num_cpus=max(2, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+            **common,
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UsageError(f"cannot reach Ray at {where or 'this machine'}: {str(error).splitlines()[0]}") from error
+
+
+def _quiet_ray_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised as well
+
+
+def stream_tasks(
+    items: Sequence[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], cpus: float
+) -> Iterator[dict[str, Any]]:
+    """Run a stateless function over items on the cluster; results come as they are ready, in any order."""
+    dataset = _dataset(items).map(task, num_cpus=cpus)
+    yield from _rows(dataset)
+
+
+def stream_actors(
+    items: Sequence[dict[str, Any]],
+    load: Callable[[dict[str, Any]], pa.Table],
+    worker: type,
+    worker_arguments: tuple[Any, ...],
+    resources: Resources,
+) -> Iterator[dict[str, Any]]:
+    """Load each item to a table in a CPU task and hand it to a pool of stateful workers.
+
+    Every table is one block and one call of a worker, which returns a table of results. The pool grows and shrinks
+    between `resources.workers` and is gone when the last result has come. Memory is bounded by blocks in flight.
+    """
+    from ray.data import ActorPoolStrategy
+
+    least, most = resources.workers
+    dataset = _dataset(items).map_batches(_Load(load), batch_size=1, batch_format="numpy", num_cpus=1)
+    dataset = dataset.map_batches(
+        worker,
+        fn_constructor_args=worker_arguments,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=least, max_size=most),
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus or None,
+    )
+    yield from _rows(dataset)
+
+
+class _Load:
+    """Adapts a function of one item to Ray Data's batches of one row."""
+
+    def __init__(self, load: Callable[[dict[str, Any]], pa.Table]) -> None:
+        self._load = load
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        return self._load({name: values[0] for name, values in batch.items()})
+
+
+def _dataset(items: Sequence[dict[str, Any]]) -> Any:
+    import ray.data
+
+    return ray.data.from_items(list(items), override_num_blocks=min(len(items), _MOST_BLOCKS))
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    import ray
+
+    try:
+        yield from dataset.iter_rows()
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise S2RError(f"a worker failed: {_root_message(error)}") from error
+
+
+def _root_message(error: BaseException) -> str:
+    """What was raised in the worker. Ray hands it on as the text of a traceback inside exceptions of its own."""
+    text = ""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        text += f"\n{cause}"
+        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    raised = [match for match in _RAISED.findall(text) if not match[0].startswith("ray.")]
+    if not raised:
+        return (text.strip().splitlines() or [type(error).__name__])[-1][:_MESSAGE_CHARACTERS]
+    name, message = raised[-1]
+    ours = name.startswith("s2r_ray.")
+    return (message if ours else f"{name}: {message}")[:_MESSAGE_CHARACTERS]

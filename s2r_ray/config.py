@@ -1,0 +1,239 @@
+"""What a user writes: one YAML file, overridden by options. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import difflib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from s2r_ray.candidates import Choice, Guards
+from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.judge import EMBEDDED_JUDGE
+from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt
+from s2r_ray.mapping import Mapping, preset
+from s2r_ray.storage import Place, StorageOptions
+
+DEFAULT_PRESET = "openr1-math-220k"
+DEFAULT_WEIGHTS = {"difficulty": "0.25", "length": "0.75"}
+DEFAULT_BUDGETS = ("2", "5", "10")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StorageSection(_Section):
+    """How to reach s3://. What is not set comes from the usual AWS variables and files."""
+
+    endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS")
+    region: str | None = Field(None, description="Region of the bucket")
+    access_key_id: str | None = Field(None, description="Better: AWS_ACCESS_KEY_ID")
+    secret_access_key: SecretStr | None = Field(None, description="Better: AWS_SECRET_ACCESS_KEY")
+    anonymous: bool = Field(False, description="Read public buckets without credentials")
+
+    def options(self) -> StorageOptions:
+        """The same for `storage.Place`."""
+        secret = self.secret_access_key.get_secret_value() if self.secret_access_key else None
+        return StorageOptions(self.endpoint_url, self.region, self.access_key_id, secret, self.anonymous)
+
+
+class PoolSection(_Section):
+    """One pool: a file, a folder or a glob, and how its columns are read."""
+
+    uri: str = Field(description="Path, file:// or s3:// address of a file, folder or glob")
+    preset: str | None = Field(None, description="Name of a column mapping that ships in the package")
+    mapping: Mapping | None = Field(None, description="A column mapping of your own")
+
+    def resolved_mapping(self) -> Mapping:
+        """The mapping itself, else the preset's, else the default preset's."""
+        return self.mapping or preset(self.preset or DEFAULT_PRESET)
+
+
+class PromptSection(_Section):
+    """What the judge is asked. The default is the published script's."""
+
+    system: str = Field(PAPER_PROMPT.system, description="System turn; empty for none")
+    user: str = Field(PAPER_PROMPT.user, description="User turn; {question} stands for the question")
+
+
+class JudgeSection(_Section):
+    """The judge model and how it is read."""
+
+    model: str = Field("embedded", description="Folder or hub id; `embedded` is the small judge in the package")
+    revision: str | None = Field(None, description="Hub revision; part of the fingerprint")
+    kind: Literal["auto", "labels", "head"] = Field(
+        "auto", description="labels: probabilities of two answers; head: one-logit classifier; auto: by config.json"
+    )
+    labels: tuple[str, str] = Field(("0", "1"), description="Answers for not difficult and difficult")
+    prompt: PromptSection = PromptSection()
+    compat: Literal["none", "top2"] = Field("none", description="top2: as the published script does it")
+    min_label_mass: float = Field(0.5, ge=0, le=1, description="Below this the judge did not answer the question")
+    max_prompt_tokens: int = Field(4096, ge=16, description="Longer prompts are excluded, never cut")
+    engine: Literal["vllm", "transformers"] = "vllm"
+    dtype: str = Field("auto", description="Weights' type in the engine: auto, float32, bfloat16, float16")
+    trust_remote_code: bool = Field(False, description="Run code that ships with the model")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is the judge that ships in the package."""
+        return self.model == "embedded"
+
+    def model_path(self) -> str:
+        """Where the model is: a folder or a hub id."""
+        return str(EMBEDDED_JUDGE) if self.is_embedded else self.model
+
+    def judge_prompt(self) -> JudgePrompt:
+        """The prompt as the encoder takes it."""
+        return JudgePrompt(self.prompt.system, self.prompt.user)
+
+
+class WorkersSection(_Section):
+    """Ray resources."""
+
+    address: str | None = Field(None, description="Ray cluster; default: RAY_ADDRESS, else a local one")
+    judges_min: int = Field(1, ge=1, description="Judge actors at the least")
+    judges_max: int = Field(1, ge=1, description="Judge actors at the most")
+    gpus_per_judge: float | None = Field(None, ge=0, description="Default: tensor_parallel with a GPU, else 0")
+    cpus_per_judge: float = Field(1, gt=0)
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model")
+    judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
+    cpus_per_index_task: float = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> WorkersSection:
+        if self.judges_min > self.judges_max:
+            raise ValueError(f"judges_min ({self.judges_min}) is more than judges_max ({self.judges_max})")
+        return self
+
+
+class Config(_Section):
+    """A whole run."""
+
+    pools: tuple[PoolSection, ...] = Field((), description="What to select from")
+    out: str = Field("", description="Where everything is written")
+    tokenizer: str = Field(
+        "embedded", description="Folder or hub id of the student's tokenizer; lengths are in its tokens"
+    )
+    candidates: Choice = Field("first", description="Which traces of a problem compete: first, longest, all")
+    guards: Guards = Guards.model_validate({})
+    judge: JudgeSection = JudgeSection.model_validate({})
+    workers: WorkersSection = WorkersSection.model_validate({})
+    weights: dict[str, str] = Field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
+    max_bad_files: int = Field(0, ge=0, description="Unreadable files to put up with")
+    storage: StorageSection = StorageSection.model_validate({})
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _weights_as_text(cls, value: Any) -> Any:
+        return {name: str(weight) for name, weight in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _budgets_as_text(cls, value: Any) -> Any:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_percent(item) for item in values)
+
+    def out_place(self) -> Place:
+        """The output place.
+
+        Raises:
+            UsageError: none is set.
+        """
+        if not self.out:
+            raise UsageError("no output place; give --out URI")
+        return Place.of(self.out, self.storage.options())
+
+    def pool_places(self) -> list[Place]:
+        """Where the pools are, in the order given.
+
+        Raises:
+            UsageError: none is set.
+        """
+        if not self.pools:
+            raise UsageError("no pool; give --pool URI")
+        return [Place.of(pool.uri, self.storage.options()) for pool in self.pools]
+
+
+def _percent(value: Any) -> str:
+    """`2%`, `2`, 2.5 -> per cent as a plain decimal without trailing zeros."""
+    text = str(value).strip().removesuffix("%").strip()
+    try:
+        share = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"budget {value!r} is not a number; expected a share such as 2%") from None
+    if not 0 < share <= 100:
+        raise ValueError(f"budget {value!r} is outside (0, 100] per cent")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
+    """The configuration file with the options laid over it; nested options replace single keys.
+
+    Raises:
+        UsageError: the file cannot be read, or a key or value is wrong; says which and what was expected.
+    """
+    data = _read_yaml(file) if file else {}
+    try:
+        return Config.model_validate(_merged(data, overrides))
+    except ValidationError as error:
+        raise UsageError(_explain(error, file)) from error
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        text = Place.of(file).read_bytes().decode("utf-8") if "://" in file else Path(file).read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, S2RError) as error:
+        raise UsageError(f"cannot read the configuration file {file}: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{file}: expected keys and values, found {type(data).__name__}")
+    return data
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _explain(error: ValidationError, file: str | None) -> str:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "configuration"
+        if fault["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(fault["loc"][-1]), _keys_at(fault["loc"][:-1]), n=1)
+            lines.append(f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else ""))
+        else:
+            lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}")
+    return (f"{file}: " if file else "") + "; ".join(lines)
+
+
+def _keys_at(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if hasattr(kind, "model_fields")]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

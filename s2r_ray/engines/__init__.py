@@ -1,0 +1,62 @@
+"""What runs the judge: vLLM, or transformers as the small reference. Both read the same prompt tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from s2r_ray.errors import S2RError
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class EngineError(S2RError):
+    """The engine failed in a way that is not one row's fault: its worker must be replaced."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine needs to know. `context` is the longest prompt plus one token, in tokens."""
+
+    model: str
+    revision: str | None
+    kind: Literal["labels", "head"]
+    dtype: str
+    context: int
+    tensor_parallel: int = 1
+    gpu_memory_utilization: float = 0.9
+    trust_remote_code: bool = False
+
+
+class Engine(Protocol):
+    """Answers for batches of prompts (token ids). Results are in the order of the prompts.
+
+    Every method raises EngineError when the engine is not fit to go on.
+    """
+
+    def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
+        """Natural log-probabilities of two tokens as the next one: float64[len(prompts), 2]."""
+        ...
+
+    def top_two(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        """Natural log-probabilities of the likeliest next tokens by id, as the published script asks for them."""
+        ...
+
+    def head_logits(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
+        """The classification head's one logit: float64[len(prompts)]."""
+        ...
+
+
+def open_engine(name: Literal["vllm", "transformers"], settings: EngineSettings) -> Engine:
+    """Load the model. Seconds to minutes."""
+    if name == "vllm":
+        from s2r_ray.engines.vllm import VllmEngine
+
+        return VllmEngine(settings)
+    from s2r_ray.engines.transformers import TransformersEngine
+
+    return TransformersEngine(settings)

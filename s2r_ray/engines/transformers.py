@@ -1,0 +1,97 @@
+"""The judge in plain transformers: the small reference that vLLM's numbers are held against, and a fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from s2r_ray.engines import EngineError, EngineSettings, FloatArray
+
+_BATCH_TOKENS = 4096
+
+
+class TransformersEngine:
+    """See `engines.Engine`."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        loader: Any = AutoModelForCausalLM if settings.kind == "labels" else AutoModelForSequenceClassification
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            model = loader.from_pretrained(
+                settings.model,
+                revision=settings.revision,
+                dtype=settings.dtype,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EngineError(f"could not load the judge: {error}") from error
+        self._model = model.to(self._device).eval()
+
+    def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
+        """See `engines.Engine`."""
+        return self._forward(prompts, lambda logits: logits.log_softmax(-1)[:, list(labels)]).reshape(-1, 2)
+
+    def top_two(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        """See `engines.Engine`. The script's repetition penalty changes the sampled token, not these probabilities."""
+
+        def two_best(logits: Any) -> Any:
+            best = logits.log_softmax(-1).topk(2)
+            return _torch().cat([best.indices.double(), best.values.double()], dim=1)
+
+        rows = self._forward(prompts, two_best).reshape(-1, 4)
+        return [{int(row[0]): float(row[2]), int(row[1]): float(row[3])} for row in rows]
+
+    def head_logits(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
+        """See `engines.Engine`."""
+        return self._forward(prompts, lambda logits: logits[:, :1]).reshape(-1)
+
+    def _forward(self, prompts: Sequence[Sequence[int]], read: Callable[[Any], Any]) -> FloatArray:
+        """`read` of each prompt's logits, in order. Prompts of similar length share a padded batch."""
+        torch = _torch()
+        order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
+        results: dict[int, Any] = {}
+        for group in _groups(order, prompts):
+            width = max(len(prompts[position]) for position in group)
+            ids = torch.zeros((len(group), width), dtype=torch.long)
+            mask = torch.zeros((len(group), width), dtype=torch.long)
+            for line, position in enumerate(group):
+                ids[line, : len(prompts[position])] = torch.tensor(list(prompts[position]))
+                mask[line, : len(prompts[position])] = 1
+            with torch.inference_mode():
+                rows = read(self._logits(ids.to(self._device), mask.to(self._device))).double().cpu().numpy()
+            results.update(zip(group, rows, strict=True))
+        if not prompts:
+            return np.zeros(0, np.float64)
+        return np.stack([results[position] for position in range(len(prompts))])
+
+    def _logits(self, ids: Any, mask: Any) -> Any:
+        """Logits at each prompt's last token, float32[batch, classes]; padding is on the right."""
+        torch = _torch()
+        last = mask.sum(1) - 1
+        lines = torch.arange(len(ids), device=ids.device)
+        body = getattr(self._model, self._model.base_model_prefix)
+        hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state[lines, last]
+        head = self._model.get_output_embeddings() if hasattr(self._model, "lm_head") else self._model.score
+        return head(hidden).float()
+
+
+def _groups(order: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Cut the length-sorted positions into batches of at most `_BATCH_TOKENS` padded tokens."""
+    groups: list[list[int]] = []
+    for position in order:
+        width = len(prompts[position])
+        if not groups or (len(groups[-1]) + 1) * width > _BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(position)
+    return groups
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch

@@ -1,0 +1,112 @@
+"""The judge in vLLM, in the worker's own process: on GPUs, or on the CPU with the same engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from s2r_ray.engines import EngineError, EngineSettings, FloatArray
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process an engine: starts in half the time, dies with its worker
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; a judge's batch of short prompts needs little
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+_REPETITION_PENALTY = 1.05  # as in the published selection script
+
+
+class VllmEngine:
+    """See `engines.Engine`."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        on_cpu = bool(current_platform.is_cpu())
+        arguments: dict[str, Any] = {
+            "model": settings.model,
+            "revision": settings.revision,
+            "dtype": settings.dtype,
+            "max_model_len": settings.context,
+            "tensor_parallel_size": settings.tensor_parallel,
+            "trust_remote_code": settings.trust_remote_code,
+            # Prompts come as token ids; only the pooling runner insists on a tokenizer.
+            "skip_tokenizer_init": settings.kind == "labels",
+            "disable_log_stats": True,
+            "enable_prefix_caching": settings.kind == "labels",
+            "enforce_eager": on_cpu,
+            "seed": 0,
+        }
+        if not on_cpu:
+            arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        if settings.kind == "head":
+            arguments |= {"runner": "pooling", "convert": "classify"}
+        with _fatal("could not load the judge"):
+            self._llm = LLM(**arguments)
+
+    def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
+        """See `engines.Engine`. Exact: vLLM returns these two ids, whatever their rank."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(labels))
+        found = self._next_token_logprobs(prompts, parameters)
+        return np.array([[row[labels[0]], row[labels[1]]] for row in found], np.float64).reshape(-1, 2)
+
+    def top_two(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        """See `engines.Engine`."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            top_p=1.0,
+            repetition_penalty=_REPETITION_PENALTY,
+            logprobs=2,
+            detokenize=False,
+        )
+        return self._next_token_logprobs(prompts, parameters)
+
+    def head_logits(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
+        """See `engines.Engine`."""
+        from vllm import PoolingParams
+
+        with _fatal("the judge failed"):
+            outputs = self._llm.encode(
+                _tokens(prompts), PoolingParams(use_activation=False), pooling_task="classify", use_tqdm=False
+            )
+        return np.array([float(output.outputs.data.reshape(-1)[0]) for output in outputs], np.float64)
+
+    def _next_token_logprobs(self, prompts: Sequence[Sequence[int]], parameters: Any) -> list[dict[int, float]]:
+        with _fatal("the judge failed"):
+            outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
+        rows = []
+        for output in outputs:
+            logprobs = output.outputs[0].logprobs
+            if not logprobs:
+                raise EngineError("the judge failed: vLLM gave a prompt no answer")
+            rows.append({token: float(entry.logprob) for token, entry in logprobs[0].items()})
+        return rows
+
+
+def _tokens(prompts: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+
+
+@contextmanager
+def _fatal(what: str) -> Iterator[None]:
+    """After any exception from the engine its queue is in an unknown state, so each one is fatal."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise EngineError(f"{what}: {type(error).__name__}: {text[0] if text else 'no message'}") from error

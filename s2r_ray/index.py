@@ -1,0 +1,201 @@
+"""Stage 1: the pool index. One narrow row per trace, made once per version of a file, and the distinct questions.
+
+`OUT/index/<fingerprint>/<unit>.questions.parquet` and `….candidates.parquet` are what one unit (a file, or a span of
+row groups) left; the latter is written last, so it is also the mark that the unit is done. Names are content: a unit
+that was indexed before, in this run or any other, is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2r_ray.candidates import Choice, Entry, Guards, Reason, entries
+from s2r_ray.errors import UsageError
+from s2r_ray.mapping import Mapping, records
+from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
+from s2r_ray.storage import Place
+from s2r_ray.tokens import open_counter
+
+_CODE_VERSION = 1
+"""Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
+
+_KEY = pa.binary(16)
+_LABEL = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("row", pa.int64()),
+        ("generation", pa.int32()),
+        ("question_key", _KEY),
+        ("sample_key", _KEY),
+        ("question_tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+        ("trace_tokens", pa.int32()),
+        ("trace_tokens_unique", pa.int32()),
+        ("trace_characters", pa.int32()),
+        ("source", _LABEL),
+        ("problem_type", _LABEL),
+        ("reason", _LABEL),
+        ("detail", pa.string()),
+    ]
+)
+"""One row per trace. `reason` is null for a candidate; lengths are null where a trace was left out unmeasured."""
+
+QUESTIONS_SCHEMA = pa.schema([("question_key", _KEY), ("question", pa.string())])
+
+
+@dataclass(frozen=True)
+class PoolIndex:
+    """How one pool is indexed. Travels to workers. `tokenizer` is a local folder."""
+
+    root: Place
+    out: Place
+    mapping: Mapping
+    guards: Guards
+    choice: Choice
+    tokenizer: str
+    tokenizer_identity: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for everything but the file that can change an index row."""
+        content = {
+            "code": _CODE_VERSION,
+            "mapping": self.mapping.model_dump(mode="json"),
+            "guards": self.guards.model_dump(mode="json"),
+            "choice": self.choice,
+            "tokenizer": self.tokenizer_identity,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def key(self, unit: Unit) -> str:
+        """The unit's name in the index: fingerprint / digest of where the file is and its version."""
+        version = [self.root.uri, unit.path, unit.size, unit.version, unit.row_groups]
+        return f"{self.fingerprint}/{hashlib.sha256(json.dumps(version).encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True)
+class UnitOutcome:
+    """What indexing one unit came to. `error` is None, or why the file could not be read."""
+
+    key: str
+    path: str
+    traces: int = 0
+    seconds: float = 0.0
+    counted_by: str = ""
+    error: str | None = None
+
+
+def candidates_place(out: Place, key: str) -> Place:
+    """The index rows of a unit."""
+    return out.child("index", f"{key}.candidates.parquet")
+
+
+def questions_place(out: Place, key: str) -> Place:
+    """The distinct questions of a unit's candidates."""
+    return out.child("index", f"{key}.questions.parquet")
+
+
+def indexed_keys(out: Place) -> set[str]:
+    """The units that are in the index already."""
+    suffix = ".candidates.parquet"
+    return {file.path.removesuffix(suffix) for file in out.child("index").files() if file.path.endswith(suffix)}
+
+
+@dataclass
+class _Columns:
+    """Index rows on their way to a file, column by column, and the questions seen."""
+
+    rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
+    questions: dict[bytes, str] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        for name, values in self.rows.items():
+            values.append(getattr(entry, name))
+
+
+def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
+    """Read a unit once and leave its index rows and questions. Runs in a Ray task.
+
+    A file that cannot be read, or lacks a column of the mapping, is an outcome with an error and leaves nothing behind.
+    """
+    started = time.monotonic()
+    key = pool.key(unit)
+    counter = open_counter(pool.tokenizer)
+    columns = _Columns()
+    try:
+        for batch in read_unit(pool.root, unit, pool.mapping.columns(), pool.mapping.check):
+            _add_batch(columns, batch, pool)
+    except (BadFileError, UsageError) as error:
+        return UnitOutcome(key, unit.path, error=str(error))
+    questions = {"question_key": list(columns.questions), "question": list(columns.questions.values())}
+    _write(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
+    _write(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
+    traces = len(columns.rows["row"])
+    return UnitOutcome(key, unit.path, traces, time.monotonic() - started, counter.exact_library)
+
+
+def _add_batch(columns: _Columns, batch: Batch, pool: PoolIndex) -> None:
+    rows = list(records(batch.columns, batch.first_row, pool.mapping))
+    good = [record for record in rows if record.row - batch.first_row not in batch.faults]
+    texts = {record.row: record.question for record in good}
+    for entry in entries(good, pool.guards, pool.choice, open_counter(pool.tokenizer)):
+        columns.add(entry)
+        if entry.reason is None and entry.question_key is not None:
+            columns.questions.setdefault(entry.question_key, texts[entry.row])
+    for offset, fault in batch.faults.items():
+        columns.add(_faulty_row(batch.first_row + offset, fault))
+
+
+def _faulty_row(row: int, fault: str) -> Entry:
+    return Entry(f"row-{row}#0", row, -1, reason=str(Reason.UNREADABLE_ROW), detail=fault)
+
+
+def _write(place: Place, table: pa.Table) -> None:
+    with place.open_output() as sink:
+        pq.write_table(table, sink, compression="zstd")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The pools as one run saw them: their addresses, and every unit with its key, in pool and path order.
+
+    `unreadable` are the files put up with, as (pool, path, error).
+    """
+
+    pools: tuple[str, ...]
+    units: tuple[tuple[Unit, str], ...]
+    unreadable: tuple[tuple[int, str, str], ...] = ()
+
+    def digest(self) -> str:
+        """Stands for exactly these files in these versions."""
+        return hashlib.sha256(self.to_json()).hexdigest()[:32]
+
+    def to_json(self) -> bytes:
+        """The form in which it is stored."""
+        units = [[*asdict(unit).values(), key] for unit, key in self.units]
+        content = {"pools": list(self.pools), "units": units, "unreadable": [list(item) for item in self.unreadable]}
+        return json.dumps(content).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Snapshot:
+        """The inverse of `to_json`."""
+        content = json.loads(data)
+        units = tuple(
+            (Unit(pool, path, size, version, tuple(span) if span else None, first_row), key)
+            for pool, path, size, version, span, first_row, key in content["units"]
+        )
+        return cls(tuple(content["pools"]), units, tuple(tuple(item) for item in content["unreadable"]))
+
+
+def unit_keys(pools: Sequence[PoolIndex], units: Sequence[Unit]) -> list[tuple[Unit, str]]:
+    """Each unit with its key."""
+    return [(unit, pools[unit.pool].key(unit)) for unit in units]

@@ -1,0 +1,158 @@
+"""From a question to the judge's prompt tokens.
+
+The text of a pool is data. A question that contains `<|im_end|>` must not close its turn, so text and
+template never meet as strings: the chat template is rendered once with a placeholder, cut at the
+tokenizer's control tokens, and only the piece that holds the placeholder is filled in and encoded, by a
+copy of the tokenizer that knows no control tokens at all. For a question without control tokens the ids
+equal those of the ordinary way (render everything, then encode).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s2r_ray.errors import UsageError
+
+_PLACEHOLDER = "\u2063QUESTION\u2063"
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """What the judge is told. `user` contains `{question}` exactly once; an empty `system` means no such turn."""
+
+    system: str
+    user: str = "{question}"
+
+    def __post_init__(self) -> None:
+        if self.user.count("{question}") != 1:
+            raise UsageError(
+                f"judge.prompt.user must contain {{question}} exactly once; found {self.user.count('{question}')}"
+            )
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """The chat turns for one question, in the form that chat templates take."""
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        return [*turns, {"role": "user", "content": self.user.replace("{question}", question)}]
+
+
+PAPER_PROMPT = JudgePrompt(
+    system="Please judge the difficulty of this instruction and return 1 if difficult or 0 if not."
+)
+"""The prompt of Select2Reason's published selection script (arXiv 2505.17266)."""
+
+
+class PromptEncoder:
+    """Encodes questions into judge prompts and knows the two label tokens.
+
+    Args:
+        model_dir: folder with the judge's tokenizer and chat template.
+        prompt: what the judge is told.
+        labels: the answers for «not difficult» and «difficult», each one token of the tokenizer.
+
+    Raises:
+        UsageError: no tokenizer, no chat template, a label that is not one token, or a template that
+            leaves the question out.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        prompt: JudgePrompt,
+        labels: tuple[str, str] = ("0", "1"),
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
+        tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+        if not tokenizer.chat_template:
+            raise UsageError(
+                f"judge {model_dir}: its tokenizer has no chat template; expected one in "
+                "tokenizer_config.json or chat_template.jinja"
+            )
+        rendered = tokenizer.apply_chat_template(
+            prompt.messages(_PLACEHOLDER), tokenize=False, add_generation_prompt=True
+        )
+        if rendered.count(_PLACEHOLDER) != 1:
+            raise UsageError(
+                f"judge {model_dir}: its chat template must show the user's text once; "
+                f"found it {rendered.count(_PLACEHOLDER)} times"
+            )
+        self._plain = _without_control_tokens(tokenizer)
+        before, self._lead, self._trail, after = _split_at_question(rendered, _control_tokens(tokenizer))
+        self._prefix: list[int] = self._encode_template(tokenizer, before)
+        self._suffix: list[int] = self._encode_template(tokenizer, after)
+        self.label_ids = (self._label_id(labels[0], model_dir), self._label_id(labels[1], model_dir))
+        if self.label_ids[0] == self.label_ids[1]:
+            raise UsageError(f"judge labels must differ; found {labels[0]!r} twice")
+
+    def encode(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids of one prompt per question, in the order given."""
+        pieces = [f"{self._lead}{question}{self._trail}" for question in questions]
+        encodings = self._plain.encode_batch_fast(pieces, add_special_tokens=False)
+        return [[*self._prefix, *encoding.ids, *self._suffix] for encoding in encodings]
+
+    @staticmethod
+    def _encode_template(tokenizer: Any, text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False) if text else []
+        return ids
+
+    def _label_id(self, label: str, model_dir: str | Path) -> int:
+        ids: list[int] = self._plain.encode(label, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise UsageError(
+                f"judge {model_dir}: label {label!r} is {len(ids)} tokens in its tokenizer; expected exactly one. "
+                "Set judge.labels to two answers that are single tokens."
+            )
+        return ids[0]
+
+
+def load_tokenizer(model_dir: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The folder's tokenizer (a transformers fast tokenizer).
+
+    Raises:
+        UsageError: it cannot be loaded, or it has no fast (Rust) form.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"{model_dir}: no usable tokenizer ({reason}). Expected tokenizer.json and "
+            "tokenizer_config.json beside the weights."
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError(f"{model_dir}: only fast tokenizers (tokenizer.json) are supported")
+    return tokenizer
+
+
+def _control_tokens(tokenizer: Any) -> list[str]:
+    return [str(token) for token in tokenizer.added_tokens_decoder.values()]
+
+
+def _without_control_tokens(tokenizer: Any) -> Any:
+    """A copy of the Rust tokenizer in which no string is a control token."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = []
+    state["post_processor"] = None
+    state["truncation"] = state["padding"] = None
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _split_at_question(rendered: str, control_tokens: Sequence[str]) -> tuple[str, str, str, str]:
+    """Cut a rendered prompt at the control tokens nearest to the placeholder.
+
+    Returns (before, lead, trail, after): `lead` and `trail` are the template's plain text around the
+    question, which may merge with it into one token and so must be encoded together with it.
+    """
+    left, right = rendered.split(_PLACEHOLDER)
+    ends = [left.rfind(token) + len(token) for token in control_tokens if token in left]
+    start = max(ends, default=0)
+    stop = min((right.find(token) for token in control_tokens if token in right), default=len(right))
+    return left[:start], left[start:], right[:stop], right[stop:]

@@ -1,0 +1,221 @@
+"""From the columns of a pool to (id, question, traces, flags). Presets name common pools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from s2r_ray.errors import UsageError
+
+
+class ChatMapping(BaseModel):
+    """Where a list of chat turns lies and what its turns are called."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str
+    role: str = "role"
+    content: str = "content"
+    user: tuple[str, ...] = ("user", "human")
+    assistant: tuple[str, ...] = ("assistant", "gpt")
+
+
+class Mapping(BaseModel):
+    """Which column is what. Either `question` and `traces`, or `chat`.
+
+    `question`: one column, or several joined with a blank line, empty ones left out.
+    `traces`: the response; a string, or a list of strings with one response per generation.
+    `thinking`: the reasoning alone, where a pool keeps it apart from the response.
+    `id`: without it a sample's id is the hash of its question and trace.
+    `verified`, `complete`, `finish_reason`: one value per generation (a list) or per row; absent = not checked.
+    `groups`: columns carried along for the report and for strata.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str | None = None
+    question: tuple[str, ...] = ()
+    traces: str | None = None
+    thinking: str | None = None
+    chat: ChatMapping | None = None
+    verified: str | None = None
+    complete: str | None = None
+    finish_reason: str | None = None
+    groups: dict[Literal["source", "problem_type"], str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_question_column(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("question"), str):
+            return {**data, "question": (data["question"],)}
+        return data
+
+    @model_validator(mode="after")
+    def _either_columns_or_chat(self) -> Mapping:
+        by_column = bool(self.question) and (self.traces is not None or self.thinking is not None)
+        if by_column == (self.chat is not None):
+            raise ValueError("a mapping needs either question and traces (or thinking), or chat; not both")
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns to read, each once."""
+        named = [self.id, *self.question, self.traces, self.thinking, self.chat.column if self.chat else None]
+        flags = [self.verified, self.complete, self.finish_reason, *self.groups.values()]
+        return tuple(dict.fromkeys(name for name in [*named, *flags] if name))
+
+    def check(self, found: Sequence[str], where: str) -> None:
+        """Compare with a file's columns.
+
+        Raises:
+            UsageError: a column is missing; says which columns there are and what was wanted.
+        """
+        missing = [name for name in self.columns() if name not in found]
+        if missing:
+            raise UsageError(
+                f"{where}: column {', '.join(map(repr, missing))} not found. The file has: {', '.join(found)}. "
+                f"The mapping wants: {', '.join(self.columns())}. Choose another --preset or set `mapping` in the "
+                "configuration file."
+            )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One generation of a row, not yet checked: values are whatever the file holds.
+
+    `generation` is the position in the row's list. A flag is None when the mapping has no column for it, and
+    `MISSING` when there is a column but no value for this generation.
+    """
+
+    generation: int
+    response: Any
+    thinking: Any
+    verified: Any
+    complete: Any
+    finish_reason: Any
+
+
+MISSING = object()
+"""Stands for a flag whose column exists but has no value: it counts as not passed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a pool: its number in the file, question and traces, unchecked."""
+
+    row: int
+    id: Any
+    question: Any
+    traces: tuple[Trace, ...]
+    groups: dict[str, str | None]
+
+
+def records(columns: dict[str, list[Any]], first_row: int, mapping: Mapping) -> Iterator[Record]:
+    """The rows of one batch; `columns` maps each column of `mapping.columns()` to values of equal length."""
+    rows = len(next(iter(columns.values()), []))
+    for position in range(rows):
+        values = {name: column[position] for name, column in columns.items()}
+        question, responses, thinking = _texts(values, mapping)
+        yield Record(
+            row=first_row + position,
+            id=values[mapping.id] if mapping.id else None,
+            question=question,
+            traces=tuple(_traces(responses, thinking, values, mapping)),
+            groups={group: _text_or_none(values[name]) for group, name in mapping.groups.items()},
+        )
+
+
+def _texts(values: dict[str, Any], mapping: Mapping) -> tuple[Any, list[Any], list[Any]]:
+    """(question, responses, reasoning per response); a scalar response is a list of one."""
+    if mapping.chat is not None:
+        question, response = _first_exchange(values[mapping.chat.column], mapping.chat)
+        return question, [response], [None]
+    parts = [values[name] for name in mapping.question]
+    question = parts[0] if len(parts) == 1 else _joined(parts)
+    thinking = _as_list(values[mapping.thinking]) if mapping.thinking else []
+    responses = _as_list(values[mapping.traces]) if mapping.traces else [None] * len(thinking)
+    generations = max(len(responses), len(thinking))
+    return question, _padded(responses, generations), _padded(thinking, generations)
+
+
+def _first_exchange(turns: Any, chat: ChatMapping) -> tuple[Any, Any]:
+    """The first user turn and the assistant turn after it; what is not there is None."""
+    question = response = None
+    for turn in turns if isinstance(turns, list) else []:
+        role = turn.get(chat.role) if isinstance(turn, dict) else None
+        if role in chat.user and question is None:
+            question = turn.get(chat.content)
+        elif role in chat.assistant and question is not None:
+            response = turn.get(chat.content)
+            break
+    return question, response
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Several question columns as one text; a part that is neither text nor empty is handed on to be refused."""
+    for part in parts:
+        if part is not None and not isinstance(part, str):
+            return part
+    return "\n\n".join(part for part in parts if part)
+
+
+def _padded(values: list[Any], length: int) -> list[Any]:
+    return [*values, *[None] * (length - len(values))]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [value]
+
+
+def _traces(responses: list[Any], thinking: list[Any], values: dict[str, Any], mapping: Mapping) -> Iterator[Trace]:
+    def flag(column: str | None, generation: int) -> Any:
+        if column is None:
+            return None
+        value = values[column]
+        if isinstance(value, list):
+            value = value[generation] if generation < len(value) else None
+        return MISSING if value is None else value
+
+    for generation, response in enumerate(responses):
+        yield Trace(
+            generation=generation,
+            response=response,
+            thinking=thinking[generation],
+            verified=flag(mapping.verified, generation),
+            complete=flag(mapping.complete, generation),
+            finish_reason=flag(mapping.finish_reason, generation),
+        )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+@cache
+def presets() -> dict[str, Mapping]:
+    """Every preset by name, from s2r_ray/presets/*.yaml."""
+    folder = resources.files("s2r_ray") / "presets"
+    found = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    return {
+        entry.name.removesuffix(".yaml"): Mapping.model_validate(yaml.safe_load(entry.read_text(encoding="utf-8")))
+        for entry in sorted(found, key=lambda entry: entry.name)
+    }
+
+
+def preset(name: str) -> Mapping:
+    """The preset of that name.
+
+    Raises:
+        UsageError: there is none; lists those there are.
+    """
+    known = presets()
+    if name not in known:
+        raise UsageError(f"unknown preset {name!r}; expected one of: {', '.join(known)}")
+    return known[name]

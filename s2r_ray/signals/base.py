@@ -1,0 +1,94 @@
+"""What a signal is. A new one is one file beside this one and one line in the table of `signals/__init__.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+GRID = 2.0**20
+"""Values are rounded to multiples of 1 / GRID, so that noise in the last bits does not make or break ties."""
+
+
+class Status(StrEnum):
+    """How judging one key went. Only OK carries a value; the others appear as reasons in excluded.parquet."""
+
+    OK = "ok"
+    NO_ANSWER = "no_answer"
+    TOO_LONG = "too_long"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to judge. `key` is its 16-byte content key; `trace` is None for signals that judge questions."""
+
+    key: bytes
+    question: str
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why one row of a batch has no value."""
+
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A batch's result, one place per subject in the order given.
+
+    `values`: float64[n]; `extras`: further float64[n] columns by name; `faults`: position -> why it has no value
+    (its values are then ignored).
+    """
+
+    values: FloatArray
+    extras: dict[str, FloatArray] = field(default_factory=dict)
+    faults: dict[int, Fault] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker takes. `workers` is (at least, at most)."""
+
+    workers: tuple[int, int] = (1, 1)
+    cpus: float = 1
+    gpus: float = 0
+    batch: int = 512
+
+
+class Signal(Protocol):
+    """Scores subjects. Instances are pickled to workers before `open`, so they hold settings only until then.
+
+    `subject` says what is judged once: each distinct question, or each sample. `extras` names the further columns.
+    `fatal` are the exception types after which the worker is not fit to go on.
+    """
+
+    name: str
+    subject: Literal["question", "sample"]
+    extras: tuple[str, ...]
+    fatal: tuple[type[BaseException], ...]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that can change a value, as plain JSON."""
+        ...
+
+    def resources(self, gpus_in_cluster: float) -> Resources:
+        """What one worker takes and how many there are, on a cluster with so many GPUs."""
+        ...
+
+    def open(self) -> None:
+        """Load what scoring needs; called once per worker. Heavy imports belong here."""
+        ...
+
+    def score(self, batch: Sequence[Subject]) -> Scores:
+        """Score a batch. An exception not in `fatal` is taken as some row's fault, and the batch is split."""
+        ...

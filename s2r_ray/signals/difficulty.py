@@ -1,0 +1,201 @@
+"""How hard a judge model finds each question: the first signal of Select2Reason.
+
+The default score is p(difficult) / (p(difficult) + p(not difficult)), read exactly from the two label tokens'
+probabilities; `compat: top2` does what the published script does; a classification head gives one logit instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from s2r_ray.config import JudgeSection, WorkersSection
+from s2r_ray.engines import EngineError, EngineSettings, open_engine
+from s2r_ray.errors import UsageError
+from s2r_ray.judge.prompt import PromptEncoder
+from s2r_ray.models import ModelRef, find_model, is_classifier, stated_dtype
+from s2r_ray.signals.base import Fault, FloatArray, Resources, Scores, Status, Subject
+
+_CODE_VERSION = 1
+"""Raise it when a change to this file can change a score: stored scores are then not reused."""
+
+
+@dataclass(frozen=True)
+class DifficultySettings:
+    """A judge that was found, and how it is read."""
+
+    judge: JudgeSection
+    workers: WorkersSection
+    model: ModelRef
+    kind: Literal["labels", "head"]
+    dtype: str
+    context: int
+
+
+class Difficulty:
+    """See `signals.base.Signal`. Values are in 0..1; `label_mass` is p(difficult) + p(not difficult)."""
+
+    name = "difficulty"
+    subject: Literal["question", "sample"] = "question"
+    extras: tuple[str, ...] = ("label_mass",)
+    fatal: tuple[type[BaseException], ...] = (EngineError, MemoryError)
+
+    def __init__(self, settings: DifficultySettings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def from_config(cls, judge: JudgeSection, workers: WorkersSection) -> Difficulty:
+        """Find the model and check it.
+
+        Raises:
+            UsageError: no such model, labels that are not one token, `compat` or labels with a head.
+        """
+        model = find_model(judge.model_path(), judge.revision)
+        config = model.config()
+        kind: Literal["labels", "head"] = "head" if is_classifier(config) else "labels"
+        if judge.kind != "auto" and judge.kind != kind:
+            raise UsageError(f"judge.kind is {judge.kind}, but {judge.model} has {config.get('architectures')}")
+        if kind == "head" and judge.compat != "none":
+            raise UsageError("judge.compat: top2 needs a language model; this judge has a classification head")
+        if kind == "head" and _head_width(config) != 1:
+            raise UsageError(f"judge {judge.model}: its head has {_head_width(config)} outputs; expected one")
+        longest = int(config.get("max_position_embeddings") or judge.max_prompt_tokens + 1)
+        signal = cls(
+            DifficultySettings(
+                judge=judge,
+                workers=workers,
+                model=model,
+                kind=kind,
+                dtype=(stated_dtype(config) or "auto") if judge.dtype == "auto" else judge.dtype,
+                context=min(longest, judge.max_prompt_tokens + 1),
+            )
+        )
+        signal._open_encoder()
+        return signal
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Signal`."""
+        judge = self.settings.judge
+        return {
+            "signal": self.name,
+            "code": _CODE_VERSION,
+            "model": self.settings.model.identity,
+            "kind": self.settings.kind,
+            "engine": judge.engine,
+            "dtype": self.settings.dtype,
+            "context": self.settings.context,
+            "prompt": [judge.prompt.system, judge.prompt.user],
+            "labels": list(judge.labels),
+            "label_ids": list(self._open_encoder().label_ids),
+            "compat": judge.compat,
+            "min_label_mass": judge.min_label_mass,
+        }
+
+    def resources(self, gpus_in_cluster: float) -> Resources:
+        """See `Signal`. Where nothing else is asked for, a judge takes GPUs if there are any."""
+        workers = self.settings.workers
+        gpus = workers.gpus_per_judge
+        if gpus is None:
+            gpus = float(workers.tensor_parallel) if gpus_in_cluster else 0.0
+        return Resources(
+            workers=(workers.judges_min, workers.judges_max),
+            cpus=workers.cpus_per_judge,
+            gpus=gpus,
+            batch=workers.judge_batch,
+        )
+
+    def open(self) -> None:
+        """See `Signal`."""
+        settings = self.settings
+        self._encoder = self._open_encoder()
+        self._engine = open_engine(
+            settings.judge.engine,
+            EngineSettings(
+                model=settings.model.location,
+                revision=settings.model.revision,
+                kind=settings.kind,
+                dtype=settings.dtype,
+                context=settings.context,
+                tensor_parallel=settings.workers.tensor_parallel,
+                gpu_memory_utilization=settings.judge.gpu_memory_utilization,
+                trust_remote_code=settings.judge.trust_remote_code,
+            ),
+        )
+
+    def score(self, batch: Sequence[Subject]) -> Scores:
+        """See `Signal`. A prompt that does not fit the context is a fault, never cut."""
+        prompts = self._encoder.encode([subject.question for subject in batch])
+        limit = self.settings.context - 1
+        faults = {
+            position: Fault(Status.TOO_LONG, f"prompt of {len(prompt)} tokens, at most {limit}")
+            for position, prompt in enumerate(prompts)
+            if len(prompt) > limit
+        }
+        fit = [position for position in range(len(prompts)) if position not in faults]
+        values, mass = self._ask([prompts[position] for position in fit])
+        scores = Scores(np.zeros(len(batch)), {"label_mass": np.zeros(len(batch))}, faults)
+        scores.values[fit] = values
+        scores.extras["label_mass"][fit] = mass
+        faults.update(self._unanswered(fit, values, mass))
+        return scores
+
+    def _ask(self, prompts: Sequence[Sequence[int]]) -> tuple[FloatArray, FloatArray]:
+        """(score, label mass), float64[len(prompts)] each; NaN where the engine gave no number."""
+        if self.settings.kind == "head":
+            return _squash(self._engine.head_logits(prompts), self.settings.model.config()), np.ones(len(prompts))
+        if self.settings.judge.compat == "top2":
+            return published_score(self._engine.top_two(prompts), self._encoder.label_ids)
+        return label_score(self._engine.label_logprobs(prompts, self._encoder.label_ids))
+
+    def _unanswered(self, positions: Sequence[int], values: FloatArray, mass: FloatArray) -> dict[int, Fault]:
+        least = 0.0 if self.settings.judge.compat == "top2" else self.settings.judge.min_label_mass
+        faults = {}
+        for position, value, share in zip(positions, values, mass, strict=True):
+            if not math.isfinite(value) or not math.isfinite(share):
+                faults[position] = Fault(Status.FAILED, f"the judge gave {value}")
+            elif share < least:
+                faults[position] = Fault(Status.NO_ANSWER, f"label mass {share:.3g}, at least {least:g}")
+        return faults
+
+    def _open_encoder(self) -> PromptEncoder:
+        judge = self.settings.judge
+        return PromptEncoder(
+            self.settings.model.folder,
+            judge.judge_prompt(),
+            judge.labels,
+            trust_remote_code=judge.trust_remote_code,
+        )
+
+
+def label_score(logprobs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(p1 / (p0 + p1), p0 + p1) from natural log-probabilities float64[n, 2] in the order (p0, p1)."""
+    peak = logprobs.max(axis=1, keepdims=True)
+    relative = np.exp(logprobs - peak)
+    total = relative.sum(axis=1)
+    return relative[:, 1] / total, total * np.exp(peak[:, 0])
+
+
+def published_score(top: Sequence[dict[int, float]], labels: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """The score of `selection.py` of the Select2Reason repository: p("1") over the sum of the returned
+    probabilities, 0 when "1" is not among them. The mass is that of the labels among them."""
+    values, mass = np.zeros(len(top)), np.zeros(len(top))
+    for position, logprobs in enumerate(top):
+        probabilities = {token: math.exp(value) for token, value in logprobs.items()}
+        values[position] = probabilities.get(labels[1], 0.0) / sum(probabilities.values())
+        mass[position] = sum(probabilities.get(label, 0.0) for label in labels)
+    return values, mass
+
+
+def _squash(logits: FloatArray, config: dict[str, Any]) -> FloatArray:
+    """A head trained by regression states 0..1 itself (clipped); any other logit goes through a sigmoid."""
+    if config.get("problem_type") == "regression":
+        return np.clip(logits, 0.0, 1.0)
+    return 1.0 / (1.0 + np.exp(-np.clip(logits, -700, 700)))
+
+
+def _head_width(config: dict[str, Any]) -> int:
+    return len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2))

@@ -1,0 +1,290 @@
+"""Where bytes live. The only module that knows about file systems: plain paths, `file://` and `s3://`.
+
+A `Place` is a URI plus the options to reach it; it is small, hashable and travels to Ray workers. Objects
+are written whole: on S3 a put is atomic, locally a temporary file is synced and renamed. A reader sees all
+of an object or nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from s2r_ray.errors import S2RError, UsageError
+
+_GLOB = re.compile(r"[*?\[]")
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How to reach an object store. What is None comes from the usual AWS variables and files."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    anonymous: bool = False
+
+    def __repr__(self) -> str:
+        return f"StorageOptions(endpoint_url={self.endpoint_url!r}, region={self.region!r}, keys not shown)"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a pool. `version` is the store's ETag, or the modification time in nanoseconds."""
+
+    path: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or object: `uri` is an absolute local path or `s3://bucket/key`, without a trailing slash."""
+
+    uri: str
+    options: StorageOptions = StorageOptions()
+
+    @classmethod
+    def of(cls, uri: str | Path, options: StorageOptions = StorageOptions()) -> Place:
+        """Read what a user wrote.
+
+        Raises:
+            UsageError: an unknown scheme, a missing bucket, or credentials inside the URI.
+        """
+        text = str(uri)
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            return cls(_absolute(text), options)
+        if scheme == "file":
+            return cls(_absolute(rest), options)
+        if scheme != "s3":
+            raise UsageError(f"{scheme}://… is not supported; expected a path, file:// or s3://bucket/prefix")
+        if "@" in rest.split("/", 1)[0]:
+            raise UsageError("an s3:// address must not contain credentials; use AWS_ACCESS_KEY_ID and its kin")
+        if not rest.strip("/"):
+            raise UsageError(f"{text}: the bucket is missing; expected s3://bucket/prefix")
+        return cls("s3://" + rest.strip("/"), options)
+
+    @property
+    def is_remote(self) -> bool:
+        """True for an object store."""
+        return self.uri.startswith("s3://")
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.uri.rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def child(self, *parts: str) -> Place:
+        """The place below this one.
+
+        Raises:
+            S2RError: a part would lead out of this place.
+        """
+        for part in parts:
+            if part.startswith("/") or ".." in part.split("/"):
+                raise S2RError(f"{part!r} leads out of {self.uri}")
+        return Place("/".join([self.uri.rstrip("/"), *parts]), self.options)
+
+    def filesystem(self) -> Any:
+        """The fsspec file system that holds this place (one per process and set of options)."""
+        import fsspec
+
+        if not self.is_remote:
+            return fsspec.filesystem("file")
+        given = self.options
+        client: dict[str, Any] = {
+            name: value
+            for name, value in {"endpoint_url": given.endpoint_url, "region_name": given.region}.items()
+            if value
+        }
+        return fsspec.filesystem(
+            "s3",
+            anon=given.anonymous,
+            key=given.access_key_id,
+            secret=given.secret_access_key,
+            client_kwargs=client,
+            config_kwargs={
+                "connect_timeout": _CONNECT_SECONDS,
+                "read_timeout": _READ_SECONDS,
+                "retries": {"mode": "standard", "max_attempts": 5},
+            },
+            use_listings_cache=False,
+        )
+
+    def exists(self) -> bool:
+        """Whether there is an object or folder here."""
+        with _explained(f"cannot look at {self.uri}"):
+            return bool(self.filesystem().exists(self.uri))
+
+    def is_file(self) -> bool:
+        """Whether there is one object here."""
+        with _explained(f"cannot look at {self.uri}"):
+            return bool(self.filesystem().isfile(self.uri))
+
+    def open_input(self) -> IO[bytes]:
+        """A seekable reader; the caller closes it."""
+        with _explained(f"cannot read {self.uri}"):
+            if not self.is_remote:
+                return Path(self.uri).open("rb")
+            return cast("IO[bytes]", self.filesystem().open(self.uri, "rb", block_size=8 << 20))
+
+    def read_bytes(self) -> bytes:
+        """The whole object."""
+        with _explained(f"cannot read {self.uri}"):
+            return cast(bytes, self.filesystem().cat_file(self.uri))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the whole object; readers see the old one or the new one."""
+        with self.open_output() as sink:
+            sink.write(data)
+
+    @contextlib.contextmanager
+    def open_output(self) -> Iterator[IO[bytes]]:
+        """A writer whose object appears when the block ends without an exception, and not otherwise."""
+        with _explained(f"cannot write {self.uri}"):
+            writer = self._remote_output() if self.is_remote else self._local_output()
+            with writer as sink:
+                yield sink
+
+    @contextlib.contextmanager
+    def _local_output(self) -> Iterator[IO[bytes]]:
+        target = Path(self.uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as sink:
+                yield sink
+                sink.flush()
+                os.fsync(sink.fileno())
+            temporary.replace(target)
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _remote_output(self) -> Iterator[IO[bytes]]:
+        sink = self.filesystem().open(self.uri, "wb", autocommit=False)
+        try:
+            yield cast("IO[bytes]", sink)
+            sink.close()
+            sink.commit()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                sink.closed = True
+                sink.discard()
+            raise
+
+    def files(self) -> list[FileInfo]:
+        """Every object below this place (recursive), paths relative to it, in path order; [] if there is none."""
+        return self._listed(f"{self.uri}/**", self.uri)
+
+    def glob(self) -> tuple[Place, list[FileInfo]]:
+        """What a user's pool address means: a file, a folder or a glob.
+
+        Returns (root, files): paths are relative to the root, in path order. The root of a file is its folder,
+        that of a glob the last folder before the first wildcard.
+
+        Raises:
+            UsageError: nothing is there.
+        """
+        if _GLOB.search(self.uri):
+            head = self.uri[: _GLOB.search(self.uri).start()]  # type: ignore[union-attr]  # searched above
+            root = Place(head.rsplit("/", 1)[0], self.options)
+            files = self._listed(self.uri, root.uri)
+            if not files:
+                raise UsageError(f"no file matches {self.uri}")
+            return root, files
+        if self.is_file():
+            root = Place(self.uri.rsplit("/", 1)[0], self.options)
+            return root, self._listed(self.uri, root.uri)
+        files = self.files()
+        if not files:
+            raise UsageError(f"{self.uri}: {'no file in it' if self.exists() else 'there is no such place'}")
+        return self, files
+
+    def _listed(self, pattern: str, root: str) -> list[FileInfo]:
+        with _explained(f"cannot list {root}"):
+            if pattern.endswith("/**"):
+                found = self.filesystem().find(pattern[:-3], detail=True)
+            else:
+                found = self.filesystem().glob(pattern, detail=True)
+        prefix = root.removeprefix("s3://").rstrip("/") + "/"
+        infos = [
+            FileInfo(name.removeprefix(prefix), int(detail["size"]), _version(detail))
+            for name, detail in found.items()
+            if detail["type"] == "file" and not name.endswith(".tmp")
+        ]
+        return sorted(infos, key=lambda info: info.path)
+
+    def delete(self) -> None:
+        """Remove one object; no error if it is gone."""
+        with _explained(f"cannot delete {self.uri}"), contextlib.suppress(FileNotFoundError):
+            self.filesystem().rm_file(self.uri)
+
+    def check_writable(self) -> None:
+        """Write and remove a probe object.
+
+        Raises:
+            UsageError: it cannot be written, and why.
+        """
+        probe = self.child(f".probe-{uuid.uuid4().hex}")
+        try:
+            probe.write_bytes(b"s2r")
+            probe.delete()
+        except S2RError as error:
+            raise UsageError(f"the output place cannot be written: {error}") from error
+
+
+def _absolute(path: str) -> str:
+    """Without following links: what a user calls a folder is part of what the index remembers of its files."""
+    return os.path.normpath(Path(path).expanduser().absolute())
+
+
+def _version(detail: dict[str, Any]) -> str:
+    tag = detail.get("ETag")
+    if tag:
+        return str(tag).strip('"')
+    if detail.get("name"):
+        with contextlib.suppress(OSError):
+            return str(Path(str(detail["name"])).stat().st_mtime_ns)
+    return str(detail.get("mtime", ""))
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what the storage libraries raise into one sentence without secrets."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise S2RError(f"{what}: there is no such file or bucket") from error
+    except PermissionError as error:
+        hint = " (for s3://: check AWS_ACCESS_KEY_ID and the rights on the bucket)" if "s3://" in what else ""
+        raise S2RError(f"{what}: access denied{hint}") from error
+    except NoCredentialsError as error:
+        raise S2RError(f"{what}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    except (ClientError, BotoCoreError, OSError) as error:
+        raise S2RError(f"{what}: {_short(error)}") from error
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,140 @@
+"""A made-up pool of any size in the columns of OpenR1-Math-220k, for trying things out and for tests.
+
+Row i depends on the seed and i alone: a larger pool begins with the smaller one, whatever the file size. Like real
+pools it has several traces for some questions, repetition loops, unfinished and unverified traces, and rows without a
+verdict.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2r_ray.storage import Place
+
+_FLAGS = pa.list_(pa.bool_())
+SCHEMA = pa.schema(
+    [
+        ("problem", pa.string()),
+        ("solution", pa.string()),
+        ("answer", pa.string()),
+        ("problem_type", pa.string()),
+        ("question_type", pa.string()),
+        ("source", pa.string()),
+        ("uuid", pa.string()),
+        ("is_reasoning_complete", _FLAGS),
+        ("generations", pa.list_(pa.string())),
+        ("correctness_math_verify", _FLAGS),
+        ("correctness_llama", _FLAGS),
+        ("finish_reasons", pa.list_(pa.string())),
+        ("correctness_count", pa.int64()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+    ]
+)
+_SOURCES = ("olympiads", "cn_contest", "aops_forum", "amc_aime", "olympiads_ref")
+_NAMES = ("Ana", "Bao", "Chidi", "Dana", "Eero", "Farah", "Goro", "Hana")
+_HESITATIONS = ("Wait, let me check that.", "Alternatively, go backwards.", "Hmm, maybe not.", "However, it adds up.")
+_LOOPED, _UNFINISHED, _WRONG, _NO_VERDICT, _REPEATED_QUESTION = 0.08, 0.12, 0.15, 0.04, 0.1
+
+
+def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000) -> int:
+    """Write the pool as `part-00000.parquet`, …; returns the number of files."""
+    starts = range(0, rows, rows_per_file)
+    for number, start in enumerate(starts):
+        table = make_rows(seed, range(start, min(start + rows_per_file, rows)))
+        with folder.child(f"part-{number:05d}.parquet").open_output() as sink:
+            pq.write_table(table, sink, compression="zstd")
+    return len(starts)
+
+
+def make_rows(seed: int, numbers: Sequence[int]) -> pa.Table:
+    """These rows of the pool that the seed stands for."""
+    return pa.Table.from_pylist([_row(seed, number) for number in numbers], SCHEMA)
+
+
+def _row(seed: int, number: int) -> dict[str, Any]:
+    dice = random.Random(f"{seed}:{number}")
+    # Some rows ask again what an earlier row asked, with traces of their own.
+    asked = dice.randrange(number) if number and dice.random() < _REPEATED_QUESTION else number
+    problem = _Problem(random.Random(f"{seed}:{asked}:problem"))
+    traces = [_trace(problem, dice) for _ in range(dice.choice((1, 1, 2, 2, 3, 4)))]
+    verdicts = None if dice.random() < _NO_VERDICT else [trace["right"] for trace in traces]
+    return {
+        "problem": problem.text,
+        "solution": f"The answer is {problem.answer}.",
+        "answer": str(problem.answer),
+        "problem_type": problem.kind,
+        "question_type": "math-word-problem",
+        "source": dice.choice(_SOURCES),
+        "uuid": str(uuid.UUID(int=dice.getrandbits(128), version=4)),
+        "is_reasoning_complete": [trace["complete"] for trace in traces],
+        "generations": [trace["text"] for trace in traces],
+        "correctness_math_verify": verdicts,
+        "correctness_llama": None,
+        "finish_reasons": ["stop" if trace["complete"] else "length" for trace in traces],
+        "correctness_count": sum(verdicts or []),
+        "messages": [{"role": "user", "content": problem.text}, {"role": "assistant", "content": traces[0]["text"]}],
+    }
+
+
+class _Problem:
+    """A question with `steps` operations on whole numbers; more steps and larger numbers are harder."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.steps = dice.randint(1, 12)
+        largest = dice.choice((9, 99, 999, 9999))
+        self.start = dice.randint(2, largest)
+        self.operations = [(dice.choice("+-*"), dice.randint(2, max(3, largest // 3))) for _ in range(self.steps)]
+        self.kind = dice.choice(("Algebra", "Number Theory", "Combinatorics", "Geometry"))
+        self.answer = self.start
+        words = {"+": "adds {}", "-": "takes away {}", "*": "multiplies by {}"}
+        told = []
+        for operation, operand in self.operations:
+            told.append(words[operation].format(operand))
+            self.answer = _apply(self.answer, operation, operand)
+        name = dice.choice(_NAMES)
+        self.text = (
+            f"{name} starts with the number ${self.start}$, then {', then '.join(told)}. "
+            f"What number does {name} have in the end?"
+        )
+
+
+def _apply(value: int, operation: str, operand: int) -> int:
+    return {"+": value + operand, "-": value - operand, "*": value * operand}[operation]
+
+
+def _trace(problem: _Problem, dice: random.Random) -> dict[str, Any]:
+    value = problem.start
+    steps = [f"Okay, I begin with {value}."]
+    for operation, operand in problem.operations:
+        result = _apply(value, operation, operand)
+        steps.append(f"Now {value} {operation} {operand}. " + _work(value, operation, operand, dice) + f" So {result}.")
+        if dice.random() < 0.3:
+            steps.append(dice.choice(_HESITATIONS) + f" {result} {_inverse(operation)} {operand} gives {value} again.")
+        value = result
+    if dice.random() < _LOOPED:
+        steps.extend(["Wait, let me check the last step once more."] * dice.randint(20, 200))
+    right, complete = dice.random() >= _WRONG, dice.random() >= _UNFINISHED
+    answer = problem.answer if right else problem.answer + dice.randint(1, 9)
+    if not complete:
+        steps = steps[: max(1, len(steps) // 2)]
+    body = "<think>\n" + "\n\n".join(steps)
+    text = f"{body}\n</think>\n\nThe answer is \\boxed{{{answer}}}." if complete else body
+    return {"text": text, "complete": complete, "right": right and complete}
+
+
+def _work(value: int, operation: str, operand: int, dice: random.Random) -> str:
+    """Some written-out arithmetic, so that traces differ in length for reasons other than chance."""
+    if operation != "*":
+        return f"Counting by hand, {value} and {operand}, digit by digit." if dice.random() < 0.5 else ""
+    parts = [f"{value} * {digit}{'0' * place}" for place, digit in enumerate(reversed(str(operand)))]
+    return "That is " + " + ".join(parts) + "."
+
+
+def _inverse(operation: str) -> str:
+    return {"+": "-", "-": "+", "*": "/"}[operation]

@@ -1,0 +1,107 @@
+"""Counting tokens: exactly as transformers counts them, by the fastest library that can be relied on.
+
+`gigatoken` counts; before a worker trusts it, it is held against `tokenizers` (what transformers itself uses) on a
+built-in sample and on the first texts of the pool. One different count, or a tokenizer that gigatoken cannot load,
+and the reference counts instead, with a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from s2r_ray.judge.prompt import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_CHECK_TEXTS = 64
+_CHECK_CHARACTERS = 4096
+_SAMPLE = (
+    "",
+    " ",
+    "\n\n\n",
+    "Let $x^2 + \\frac{1}{2} = 3.14159$; then\n\n  \\boxed{42}.\tWait, alternatively",
+    "I'm, you're; THEY'LL can't — “quotes” … ½ ② ﬁ",
+    "def f(x):\n    return x**2  # comment\n\n\tprint(f(10000000000))",
+    "解方程组,求所有实数解。因此答案是……",
+    "Найдите все простые числа; पूर्णांक ; عدد صحيح ; 정수 ; ひらがな",
+    "👩‍👩‍👧‍👦 e\u0301 \u00e9 \u200b\u200d \ufeff zero\u0000byte",
+    "<think>a</think><|im_start|>user<|im_end|><|endoftext|>",
+    "1234567890 " * 20 + "a" * 300,
+)
+
+
+class TokenCounter:
+    """Counts tokens under one tokenizer. Open once per process (`open_counter` caches).
+
+    `exact_library` names what counts: "gigatoken" or "tokenizers".
+    """
+
+    def __init__(self, tokenizer_dir: str) -> None:
+        self._reference = load_tokenizer(tokenizer_dir).backend_tokenizer
+        self._reference.no_truncation()
+        self._reference.no_padding()
+        self._fast: Any = _open_gigatoken(tokenizer_dir, self._reference)
+        self._unchecked = True
+        if self._fast is not None:
+            self._check(_SAMPLE)
+
+    @property
+    def exact_library(self) -> str:
+        """Which library counts at present."""
+        return "tokenizers" if self._fast is None else "gigatoken"
+
+    def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Tokens of each text, without special tokens added: int32[len(texts)], in order."""
+        if not texts:
+            return np.zeros(0, np.int32)
+        if self._fast is not None and self._unchecked:
+            self._check([text[:_CHECK_CHARACTERS] for text in texts[:_CHECK_TEXTS]])
+            self._unchecked = False
+        return self._count_fast(texts) if self._fast is not None else self._count_reference(texts)
+
+    def _check(self, texts: Sequence[str]) -> None:
+        try:
+            wrong = int((self._count_fast(texts) != self._count_reference(texts)).sum())
+        except Exception as error:  # noqa: BLE001  # a fast library that fails is one that is not used
+            logger.warning("gigatoken failed (%s); counting with tokenizers instead, which is slower", error)
+            self._fast = None
+            return
+        if wrong:
+            logger.warning(
+                "gigatoken counts %d of %d sample texts differently; counting with tokenizers instead, which is slower",
+                wrong,
+                len(texts),
+            )
+            self._fast = None
+
+    def _count_fast(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+        import awkward
+
+        encoded = self._fast.encode_batch(list(texts), parallel=False)
+        return np.asarray(awkward.num(encoded, axis=1), dtype=np.int32)
+
+    def _count_reference(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+        encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.fromiter((len(encoding.ids) for encoding in encodings), np.int32, len(texts))
+
+
+def _open_gigatoken(tokenizer_dir: str, reference: Any) -> Any:
+    try:
+        import gigatoken
+
+        return gigatoken.Tokenizer(reference)
+    except Exception as error:  # noqa: BLE001  # any failure to load means: use the reference
+        logger.warning("gigatoken cannot load %s (%s); counting with tokenizers, which is slower", tokenizer_dir, error)
+        return None
+
+
+@lru_cache(maxsize=4)
+def open_counter(tokenizer_dir: str) -> TokenCounter:
+    """The process's counter for a tokenizer folder."""
+    return TokenCounter(tokenizer_dir)

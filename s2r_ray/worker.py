@@ -1,0 +1,110 @@
+"""The one wrapper that runs any signal: a worker process around it, one row out for each row in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from s2r_ray.errors import S2RError
+from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
+from s2r_ray.store import ScoreStore
+
+_DETAIL_CHARACTERS = 200
+
+
+class SignalWorker:
+    """Scores tables of subjects and writes what it scored to the store before it answers.
+
+    Runs as a Ray actor. A table has the columns `key`, `question` and, for signals that judge samples, `trace`; the
+    answer is one row with what was done.
+    """
+
+    def __init__(self, signal: Signal, store: ScoreStore) -> None:
+        self._signal = signal
+        self._store = store
+        signal.open()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        subjects = _subjects(table)
+        scores = score_all(self._signal, subjects)
+        self._store.append(score_table(self._signal, subjects, scores))
+        seconds = time.monotonic() - started
+        return pa.table({"scored": [len(subjects)], "faults": [len(scores.faults)], "seconds": [seconds]})
+
+
+def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:
+    """Score a batch and hold the signal to its word: as many values as subjects.
+
+    An exception that is not fatal is some row's fault. The batch is halved until the row is found, so its
+    neighbours keep their scores; log2(n) calls more for each faulty row.
+
+    Raises:
+        S2RError: the signal returned the wrong number of values.
+        Exception: one of the signal's fatal types, as it was raised.
+    """
+    try:
+        scores = signal.score(batch)
+    except signal.fatal:
+        raise
+    except Exception as error:  # noqa: BLE001  # the edge: whatever a row does to a signal is that row's fault
+        if len(batch) == 1:
+            return Scores(np.zeros(1), _no_extras(signal, 1), {0: Fault(Status.FAILED, _describe(error))})
+        middle = len(batch) // 2
+        return _joined(score_all(signal, batch[:middle]), score_all(signal, batch[middle:]), middle)
+    lengths = {len(scores.values), *map(len, scores.extras.values())}
+    if lengths != {len(batch)} or set(scores.extras) != set(signal.extras):
+        raise S2RError(
+            f"signal {signal.name} broke its contract: {len(batch)} subjects in, {sorted(lengths)} values out, "
+            f"columns {sorted(scores.extras)} for {sorted(signal.extras)}"
+        )
+    return scores
+
+
+def score_table(signal: Signal, subjects: Sequence[Subject], scores: Scores) -> pa.Table:
+    """The rows for the store: rounded to the grid, null where there was a fault. Order as given.
+
+    A value that is not finite is a fault, whatever the signal thought of it.
+    """
+    faults = dict(scores.faults)
+    for position in np.flatnonzero(~np.isfinite(scores.values)):
+        faults.setdefault(int(position), Fault(Status.FAILED, f"value {scores.values[position]} is not finite"))
+    missing = np.zeros(len(subjects), bool)
+    missing[list(faults)] = True
+    columns: dict[str, Any] = {
+        "key": pa.array([subject.key for subject in subjects], pa.binary(16)),
+        "value": pa.array(np.round(scores.values * GRID) / GRID, mask=missing),
+    }
+    for name in signal.extras:
+        columns[name] = pa.array(scores.extras[name], mask=missing)
+    columns["status"] = [str(faults[i].status) if i in faults else str(Status.OK) for i in range(len(subjects))]
+    columns["detail"] = [faults[i].detail if i in faults else None for i in range(len(subjects))]
+    return pa.table(columns)
+
+
+def _subjects(table: pa.Table) -> list[Subject]:
+    traces = table["trace"].to_pylist() if "trace" in table.column_names else [None] * table.num_rows
+    return [
+        Subject(key, question, trace)
+        for key, question, trace in zip(table["key"].to_pylist(), table["question"].to_pylist(), traces, strict=True)
+    ]
+
+
+def _joined(left: Scores, right: Scores, middle: int) -> Scores:
+    return Scores(
+        np.concatenate([left.values, right.values]),
+        {name: np.concatenate([left.extras[name], right.extras[name]]) for name in left.extras},
+        {**left.faults, **{middle + position: fault for position, fault in right.faults.items()}},
+    )
+
+
+def _no_extras(signal: Signal, count: int) -> dict[str, Any]:
+    return {name: np.zeros(count) for name in signal.extras}
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
