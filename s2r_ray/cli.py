@@ -43,6 +43,7 @@ Budgets = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Ray and the engine.")]
 
 
 @app.command()
@@ -60,13 +61,15 @@ def run(
     max_bad_files: BadFiles = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Index the pools, judge what is new, rank everything and write manifests and a report."""
     from s2r_ray import pipeline
     from s2r_ray.progress import Progress
 
     settings = _config(
-        config, _overrides(pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files)
+        config,
+        _overrides(pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files, verbose),
     )
     record, place = pipeline.run(settings, Progress(quiet=quiet))
     _show_run(record, place, as_json)
@@ -115,13 +118,15 @@ def score(
     max_bad_files: BadFiles = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Index the pools and judge what is new; `select` does the rest."""
     from s2r_ray import pipeline
     from s2r_ray.progress import Progress
 
     settings = _config(
-        config, _overrides(pool, out, preset, tokenizer, judge, engine, candidates, None, None, max_bad_files)
+        config,
+        _overrides(pool, out, preset, tokenizer, judge, engine, candidates, None, None, max_bad_files, verbose),
     )
     scored = pipeline.score(settings, Progress(quiet=quiet))
     if as_json:
@@ -163,6 +168,25 @@ def synth(
     sys.stdout.write(f"{rows:,} problems in {files} files: {out}\n")
 
 
+@judge_app.command("eval")
+def judge_eval(
+    labels: Annotated[str, typer.Option(help="Parquet or JSONL with questions and labels.")],
+    question_column: Annotated[str, typer.Option(help="Column of the questions.")],
+    label_column: Annotated[str, typer.Option(help="Column of the labels: numbers, larger is harder.")],
+    judge: Judge = None,
+    threshold: Annotated[float | None, typer.Option(help="Labels from here on count as hard, for the AUC.")] = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+) -> None:
+    """Hold a judge's scores against labels and print the figures as JSON."""
+    from s2r_ray.judge.evaluate import read_labelled
+    from s2r_ray.judge.examine import examine
+
+    settings = _config(config, _overrides(judge=judge, engine=engine))
+    examples = read_labelled(labels, question_column, label_column)
+    _print_json(examine(settings, examples, threshold))
+
+
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
     try:
@@ -183,6 +207,7 @@ def _overrides(
     weight: list[str] | None = None,
     budget: list[str] | None = None,
     max_bad_files: int | None = None,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Options as configuration keys; what was not given is left out."""
     judge_keys = {name: value for name, value in {"model": judge, "engine": engine}.items() if value is not None}
@@ -195,6 +220,7 @@ def _overrides(
         "weights": _weights(weight) if weight else None,
         "budgets": budget or None,
         "max_bad_files": max_bad_files,
+        "workers": {"logs": True} if verbose else None,
     }
     return {name: value for name, value in keys.items() if value is not None}
 

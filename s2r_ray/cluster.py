@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.quiet import captured
 from s2r_ray.signals.base import Resources
 
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
@@ -30,22 +31,40 @@ class Cluster:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Cluster]:
+def connected(address: str | None, *, logs: bool = False) -> Iterator[Cluster]:
     """Be connected to Ray inside the block: to `address`, to RAY_ADDRESS, or to a local Ray of our own.
 
-    A connection that is there already is used and left open.
+    A connection that is there already is used and left open. Otherwise, unless `logs` are asked for, what Ray and the
+    engines print goes to a file, which an error names.
 
     Raises:
         UsageError: the address does not answer.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    if logs or ray.is_initialized():
+        with _connection(address, logs=logs) as cluster:
+            yield cluster
+        return
+    path = None
+    try:
+        with captured() as path, _connection(address, logs=False) as cluster:
+            yield cluster
+    except UsageError:
+        raise
+    except S2RError as error:
+        raise S2RError(f"{error}. Logs of Ray and the engine: {path}") from error
+
+
+@contextmanager
+def _connection(address: str | None, *, logs: bool) -> Iterator[Cluster]:
     import ray
 
     ours = not ray.is_initialized()
     if ours:
-        _connect(address)
+        _connect(address, logs)
     _quiet_ray_data()
     try:
         total = ray.cluster_resources()
@@ -55,11 +74,11 @@ def connected(address: str | None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, logs: bool) -> None:
     import ray
 
     where = address or os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    common: dict[str, Any] = {"logging_level": logging.INFO if logs else logging.ERROR, "log_to_driver": logs}
     try:
         if where:
             ray.init(address=where, **common)

@@ -103,6 +103,7 @@ class JudgeSection(_Section):
 class WorkersSection(_Section):
     """Ray resources."""
 
+    logs: bool = Field(False, description="Show the logs of Ray and the engine")
     address: str | None = Field(None, description="Ray cluster; default: RAY_ADDRESS, else a local one")
     judges_min: int = Field(1, ge=1, description="Judge actors at the least")
     judges_max: int = Field(1, ge=1, description="Judge actors at the most")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from s2r_ray.cluster import connected, stream_tasks
+from s2r_ray.cluster import Cluster, connected, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, index_unit, indexed_keys, unit_keys
@@ -209,13 +209,17 @@ def rank_and_publish(
     return record, place
 
 
+def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
+    return connected(plan.config.workers.address, logs=plan.config.workers.logs)
+
+
 def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float]) -> Snapshot:
     """Stage 1: read what is new, within the budget for bad files."""
     pools = tuple(pool.root.uri for pool in plan.pools)
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(pools, plan.units)
-    stack.enter_context(connected(plan.config.workers.address))
+    stack.enter_context(_ray(plan))
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
     with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
@@ -278,7 +282,7 @@ def _judge(
     if not len(pending):
         progress.say(f"{signal.name}: {pending.distinct:,} distinct questions, all judged before")
         return {}
-    cluster = stack.enter_context(connected(plan.config.workers.address))
+    cluster = stack.enter_context(_ray(plan))
     resources = signal.resources(cluster.gpus)
     judged = score_missing(plan.out, snapshot, signal, store, pending, resources, progress)
     return {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}

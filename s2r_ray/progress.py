@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from s2r_ray.quiet import own_stream
+
 _PLAIN_SECONDS = 10.0
 
 
@@ -24,6 +26,20 @@ class Stage:
     total: int
     done: int = 0
     started: float = field(default_factory=time.monotonic)
+    _first: tuple[float, int] | None = None
+
+    def advance(self, amount: int) -> None:
+        """So many more are done."""
+        self.done += amount
+        if self._first is None:
+            self._first = time.monotonic(), self.done
+
+    @property
+    def rate(self) -> float:
+        """Done per second since the first were done: what came before (starting, loading) would only mislead."""
+        if self._first is not None and self.done > self._first[1]:
+            return (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
+        return self.done / max(self.seconds, 1e-9)
 
     @property
     def seconds(self) -> float:
@@ -32,7 +48,7 @@ class Stage:
 
     def line(self) -> str:
         """`judge: 1,200 of 4,000 questions, 310/s, 9 s left`."""
-        rate = self.done / self.seconds if self.seconds > 0 else 0.0
+        rate = self.rate
         left = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
         shown = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
         return f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {shown}{left}"
@@ -47,7 +63,7 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = own_stream(stream or sys.stderr)
         self._quiet = quiet
 
     def say(self, text: str) -> None:
@@ -80,7 +96,7 @@ class Ticker:
 
     def advance(self, amount: int) -> None:
         """So many more are done."""
-        self.state.done += amount
+        self.state.advance(amount)
 
 
 class _PlainTicker(Ticker):
@@ -90,6 +106,11 @@ class _PlainTicker(Ticker):
         super().__init__(state)
         self._progress = progress
         self._last = time.monotonic()
+
+    def __enter__(self) -> Ticker:
+        state = self.state
+        self._progress.say(f"{state.name}: {state.total:,} {state.unit}, starting")
+        return self
 
     def advance(self, amount: int) -> None:
         super().advance(amount)
