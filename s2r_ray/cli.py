@@ -187,6 +187,69 @@ def judge_eval(
     _print_json(examine(settings, examples, threshold))
 
 
+@judge_app.command("train")
+def judge_train(
+    labels: Annotated[str, typer.Option(help="Parquet or JSONL with questions and labels.")],
+    question_column: Annotated[str, typer.Option(help="Column of the questions.")],
+    label_column: Annotated[str, typer.Option(help="Column of the labels: numbers, larger is harder.")],
+    out: Annotated[str, typer.Option(help="Folder to write the judge to; must not hold a judge yet.")],
+    base: Annotated[str | None, typer.Option(help="Checkpoint folder to fine-tune. Default: from scratch.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the questions, at the most.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed and thread count give the same judge.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Labels from here on count as hard, for the AUC.")] = None,
+    holdout_column: Annotated[str | None, typer.Option(help="Hold out whole groups of this column.")] = None,
+    holdout_value: Annotated[list[str] | None, typer.Option(help="A group to hold out. Repeatable.")] = None,
+    holdout_fraction: Annotated[float | None, typer.Option(help="Share of questions that choose the epoch.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a judge on labelled questions; the defaults are the recipe of the embedded one."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from s2r_ray.errors import UsageError
+    from s2r_ray.judge.evaluate import read_labelled
+    from s2r_ray.judge.train import TrainConfig, train_judge
+    from s2r_ray.progress import Progress
+
+    target = Path(out).expanduser()
+    if (target / "config.json").exists():
+        raise UsageError(f"--out {out}: there is a model in it already; choose an empty folder")
+    if bool(holdout_column) != bool(holdout_value):
+        raise UsageError("--holdout-column and --holdout-value go together")
+    recipe = TrainConfig()
+    settings = replace(
+        recipe,
+        seed=seed,
+        threads=threads,
+        threshold=threshold,
+        base=base,
+        holdout_values=tuple(holdout_value or ()),
+        epochs=epochs or recipe.epochs,
+        learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
+        holdout_fraction=recipe.holdout_fraction if holdout_fraction is None else holdout_fraction,
+    )
+    examples = read_labelled(labels, question_column, label_column, group_column=holdout_column)
+    result = train_judge(examples, target, settings, Progress(quiet=quiet).say)
+    figures = {
+        "judge": str(result.out_dir),
+        "parameters": result.parameters,
+        "train_rows": result.train_rows,
+        "best_epoch": result.best_epoch,
+        "held_out": result.held_out,
+        "seconds": round(result.seconds, 1),
+    }
+    if as_json:
+        _print_json(figures)
+        return
+    sys.stdout.write(f"judge of {result.parameters:,} parameters: {result.out_dir}\n")
+    for name in ("n", "spearman", "auc"):
+        if result.held_out.get(name) is not None:
+            sys.stdout.write(f"held out {name:<10} {result.held_out[name]:.4g}\n")
+
+
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
     try:
