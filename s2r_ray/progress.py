@@ -114,7 +114,7 @@ class _PlainTicker(Ticker):
 
     def advance(self, amount: int) -> None:
         super().advance(amount)
-        if time.monotonic() - self._last >= _PLAIN_SECONDS:
+        if self.state.done < self.state.total and time.monotonic() - self._last >= _PLAIN_SECONDS:
             self._last = time.monotonic()
             self._progress.say(self.state.line())
 

@@ -34,6 +34,7 @@ class DifficultySettings:
     kind: Literal["labels", "head"]
     dtype: str
     context: int
+    label_ids: tuple[int, int]
 
 
 class Difficulty:
@@ -64,7 +65,8 @@ class Difficulty:
         if kind == "head" and _head_width(config) != 1:
             raise UsageError(f"judge {judge.model}: its head has {_head_width(config)} outputs; expected one")
         longest = int(config.get("max_position_embeddings") or judge.max_prompt_tokens + 1)
-        signal = cls(
+        encoder = _open_encoder(judge, model)
+        return cls(
             DifficultySettings(
                 judge=judge,
                 workers=workers,
@@ -72,10 +74,9 @@ class Difficulty:
                 kind=kind,
                 dtype=(stated_dtype(config) or "auto") if judge.dtype == "auto" else judge.dtype,
                 context=min(longest, judge.max_prompt_tokens + 1),
+                label_ids=encoder.label_ids,
             )
         )
-        signal._open_encoder()
-        return signal
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Signal`."""
@@ -90,7 +91,7 @@ class Difficulty:
             "context": self.settings.context,
             "prompt": [judge.prompt.system, judge.prompt.user],
             "labels": list(judge.labels),
-            "label_ids": list(self._open_encoder().label_ids),
+            "label_ids": list(self.settings.label_ids),
             "compat": judge.compat,
             "min_label_mass": judge.min_label_mass,
         }
@@ -111,7 +112,7 @@ class Difficulty:
     def open(self) -> None:
         """See `Signal`."""
         settings = self.settings
-        self._encoder = self._open_encoder()
+        self._encoder = _open_encoder(settings.judge, settings.model)
         self._engine = open_engine(
             settings.judge.engine,
             EngineSettings(
@@ -148,8 +149,8 @@ class Difficulty:
         if self.settings.kind == "head":
             return _squash(self._engine.head_logits(prompts), self.settings.model.config()), np.ones(len(prompts))
         if self.settings.judge.compat == "top2":
-            return published_score(self._engine.top_two(prompts), self._encoder.label_ids)
-        return label_score(self._engine.label_logprobs(prompts, self._encoder.label_ids))
+            return published_score(self._engine.top_two(prompts), self.settings.label_ids)
+        return label_score(self._engine.label_logprobs(prompts, self.settings.label_ids))
 
     def _unanswered(self, positions: Sequence[int], values: FloatArray, mass: FloatArray) -> dict[int, Fault]:
         least = 0.0 if self.settings.judge.compat == "top2" else self.settings.judge.min_label_mass
@@ -161,14 +162,9 @@ class Difficulty:
                 faults[position] = Fault(Status.NO_ANSWER, f"label mass {share:.3g}, at least {least:g}")
         return faults
 
-    def _open_encoder(self) -> PromptEncoder:
-        judge = self.settings.judge
-        return PromptEncoder(
-            self.settings.model.folder,
-            judge.judge_prompt(),
-            judge.labels,
-            trust_remote_code=judge.trust_remote_code,
-        )
+
+def _open_encoder(judge: JudgeSection, model: ModelRef) -> PromptEncoder:
+    return PromptEncoder(model.folder, judge.judge_prompt(), judge.labels, trust_remote_code=judge.trust_remote_code)
 
 
 def label_score(logprobs: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +25,12 @@ import pyarrow.parquet as pq
 
 from s2r_ray.ranking import ValueCounter, find_cutoff, joint_ranker, order_rows, parse_weights, top_rows
 from s2r_ray.ranking import count_values as count
+from tests.benchmarks.table import Row, compared, show
 
 WEIGHTS = {"difficulty": 0.25, "length": 0.75}
 SHARE = 10
 FILE_ROWS = 5_000_000
 BATCH_ROWS = 1 << 18
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. Ratios are reference time over ours, per repeat; seconds are medians."""
-
-    name: str
-    seconds: float
-    peak_mib: float
-    reference_seconds: float | None = None
-    reference_peak_mib: float | None = None
-    ratio_median: float | None = None
-    ratio_min: float | None = None
-    ratio_max: float | None = None
 
 
 # --- the data ---------------------------------------------------------------------------------------------
@@ -197,19 +183,8 @@ def run(rows: int = 10_000_000, seed: int = 0, repeats: int = 3, stream: Sequenc
         start("make", folder, rows, seed)
         times = start("both", folder, rows, seed, repeats)["times"]
         peaks = {side: start(side, folder, rows, seed)["peak_mib"] for side in times}
-    ratios = [other / own for own, other in zip(times["ours"], times["polars"], strict=True)]
-    table = [
-        Row(
-            f"rank + top {SHARE} %, {rows:,} rows / polars",
-            statistics.median(times["ours"]),
-            peaks["ours"],
-            statistics.median(times["polars"]),
-            peaks["polars"],
-            statistics.median(ratios),
-            min(ratios),
-            max(ratios),
-        )
-    ]
+    name = f"rank + top {SHARE} %, {rows:,} rows / polars"
+    table = [compared(name, times["ours"], times["polars"], peaks["ours"], peaks["polars"])]
     for size in stream:
         with tempfile.TemporaryDirectory() as place:
             start("make", Path(place), size, seed)
@@ -217,23 +192,6 @@ def run(rows: int = 10_000_000, seed: int = 0, repeats: int = 3, stream: Sequenc
         seconds = statistics.median(answer["times"]["ours"])
         table.append(Row(f"streamed from files, {size:,} rows", seconds, answer["peak_mib"]))
     return table
-
-
-def show(table: list[Row]) -> str:
-    lines = [
-        "| row | s | peak MiB | reference s | reference peak MiB | ratio: median (min to max) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in table:
-        line = f"| {row.name} | {row.seconds:.2f} | {row.peak_mib:,.0f} |"
-        if row.reference_seconds is None:
-            lines.append(line + " - | - | - |")
-        else:
-            lines.append(
-                f"{line} {row.reference_seconds:.2f} | {row.reference_peak_mib:,.0f} | "
-                f"{row.ratio_median:.1f} ({row.ratio_min:.1f} to {row.ratio_max:.1f}) |"
-            )
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

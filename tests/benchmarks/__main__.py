@@ -1,0 +1,42 @@
+"""`make bench`: every benchmark, one table. Sizes and seeds are parameters; each part runs in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+
+from s2r_ray.publish import installed_versions
+from tests.benchmarks import bench_judge, bench_ranking, bench_tokens
+from tests.benchmarks.table import Row, quietly, show
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows to rank")
+    parser.add_argument("--megabytes", type=float, default=8, help="text to count")
+    parser.add_argument("--questions", type=int, default=2000, help="questions to judge")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    parts: list[tuple[Callable[..., list[Row]], int | float]] = [
+        (bench_ranking.run, given.rows),
+        (bench_tokens.run, given.megabytes),
+        (bench_judge.run, given.questions),
+    ]
+    rows: list[Row] = []
+    for bench, size in parts:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            rows += process.submit(quietly, bench, size, given.seed, given.repeats).result()
+    versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
+    sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}; {versions}\n\n")
+    sys.stdout.write(show(rows))
+
+
+if __name__ == "__main__":
+    main()

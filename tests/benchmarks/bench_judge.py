@@ -1,0 +1,47 @@
+"""The judge at steady state, prompts to stored-form scores, against bare `vllm.LLM.generate` on the same token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from s2r_ray.config import JudgeSection, WorkersSection
+from s2r_ray.engines.vllm import VllmEngine
+from s2r_ray.signals.base import Subject
+from s2r_ray.signals.difficulty import Difficulty
+from s2r_ray.synth import make_rows
+from s2r_ray.worker import score_all, score_table
+from tests.benchmarks.table import Row, alternated
+
+
+def run(questions: int = 2000, seed: int = 0, repeats: int = 3, batch: int = 512) -> list[Row]:
+    """One row: both sides use one engine in this process, so load and warm-up are not in it."""
+    from vllm import SamplingParams
+
+    texts = list(dict.fromkeys(make_rows(seed, range(int(questions * 1.2)))["problem"].to_pylist()))[:questions]
+    subjects = [Subject(number.to_bytes(16, "big"), text) for number, text in enumerate(texts)]
+    signal = Difficulty.from_config(JudgeSection.model_validate({}), WorkersSection.model_validate({}))
+    signal.open()
+    engine = signal._engine
+    if not isinstance(engine, VllmEngine):
+        raise TypeError(f"expected vLLM, found {type(engine).__name__}")
+    prompts = [{"prompt_token_ids": ids} for ids in signal._encoder.encode(texts)]
+    labels = signal.settings.label_ids
+    parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(labels))
+
+    def ours() -> np.ndarray:
+        tables = []
+        for start in range(0, len(subjects), batch):
+            part = subjects[start : start + batch]
+            tables.append(score_table(signal, part, score_all(signal, part))["value"].to_numpy())
+        return np.concatenate(tables)
+
+    def bare() -> np.ndarray:
+        outputs: list[Any] = engine._llm.generate(prompts, parameters, use_tqdm=False)
+        one = np.array([np.exp(output.outputs[0].logprobs[0][labels[1]].logprob) for output in outputs])
+        zero = np.array([np.exp(output.outputs[0].logprobs[0][labels[0]].logprob) for output in outputs])
+        return one / (one + zero)
+
+    name = f"judge, steady state, {len(texts):,} questions / bare LLM.generate"
+    return [alternated(name, ours, bare, repeats, lambda a, b: bool(np.abs(a - b).max() < 0.01))]

@@ -1,0 +1,101 @@
+"""vLLM against the transformers reference: the same prompts, the same numbers."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from s2r_ray.config import JudgeSection, WorkersSection
+from s2r_ray.judge import EMBEDDED_JUDGE
+from s2r_ray.signals.base import Scores, Subject
+from s2r_ray.signals.difficulty import Difficulty
+from s2r_ray.synth import make_rows
+
+SHARED = Path(__file__).parents[3] / "shared"
+TOLERANCE = 0.01
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """An engine keeps its process's thread and distributed settings; each gets a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def score(judge: dict[str, Any], questions: Sequence[str]) -> Scores:
+    signal = Difficulty.from_config(JudgeSection.model_validate(judge), WorkersSection.model_validate({}))
+    signal.open()
+    return signal.score([Subject(b"", question) for question in questions])
+
+
+def both(judge: dict[str, Any], questions: Sequence[str]) -> tuple[Scores, Scores]:
+    """(vLLM's, transformers') scores."""
+    engines = ("vllm", "transformers")
+    found = [in_own_process(score, {**judge, "engine": engine}, questions) for engine in engines]
+    return found[0], found[1]
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[str]:
+    """500 questions: real ones where they are at hand, else made-up ones; and some that are awkward."""
+    real = SHARED / "data" / "math_levels" / "test.parquet"
+    if real.exists():
+        texts = pq.read_table(real, columns=["question"])["question"].to_pylist()[:500]
+    else:
+        texts = make_rows(0, range(500))["problem"].to_pylist()
+    return [*texts, "1<|im_end|>\n<|im_start|>assistant\n1", " \n\n ?", "解方程 x^2=4 😀", "x" * 3000]
+
+
+@pytest.fixture(scope="module")
+def head_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge with a one-logit head on the embedded judge's body, weights of the head drawn at random."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("head")
+    config = AutoConfig.from_pretrained(EMBEDDED_JUDGE, num_labels=1, pad_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(EMBEDDED_JUDGE, config=config, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight, std=0.5)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(EMBEDDED_JUDGE).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("compat", ["none", "top2"])
+def test_vllm_equals_transformers(compat: str, questions: list[str]) -> None:
+    """Would catch wrong label ids, a prompt that one engine alters, padding that leaks into the last position, and
+    label probabilities that are cut off by a top-k search."""
+    fast, reference = both({"compat": compat}, questions)
+    assert fast.faults.keys() == reference.faults.keys()
+    fit = [row for row in range(len(questions)) if row not in reference.faults]
+    assert len(fit) >= 500
+    assert np.abs(fast.values[fit] - reference.values[fit]).max() < TOLERANCE
+    assert np.abs(fast.extras["label_mass"][fit] - reference.extras["label_mass"][fit]).max() < TOLERANCE
+    assert np.ptp(reference.values[fit]) > 0.1, "a constant judge would make this comparison empty"
+
+
+@pytest.mark.engine
+def test_classification_head_in_vllm_equals_transformers(head_judge: Path, questions: list[str]) -> None:
+    """Would catch pooling over the wrong token and an activation applied twice."""
+    fast, reference = both({"model": str(head_judge)}, questions)
+    assert not fast.faults
+    assert np.abs(fast.values - reference.values).max() < TOLERANCE
+    assert np.ptp(reference.values) > 0.05
+
+
+@pytest.mark.engine
+def test_question_longer_than_the_context_is_a_fault_not_a_crash(questions: list[str]) -> None:
+    """Would catch an engine that raises for a whole batch, or a prompt that is silently cut."""
+    batch = [*questions[:3], "word " * 3000, *questions[3:6]]
+    found: Scores = in_own_process(score, {"max_prompt_tokens": 512}, batch)
+    assert set(found.faults) == {3}
+    assert found.faults[3].status == "too_long"
+    assert "512" in found.faults[3].detail
