@@ -7,12 +7,19 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Heavy modules are 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import Annotated, Any
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from s2r_ray.errors import S2RError
+
+# Typer's base class of usage errors has no public name; its public errors derive from it.
+_WRONG_USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -207,7 +214,6 @@ def judge_train(
 ) -> None:
     """Train a judge on labelled questions; the defaults are the recipe of the embedded one."""
     from dataclasses import replace
-    from pathlib import Path
 
     from s2r_ray.errors import UsageError
     from s2r_ray.judge.evaluate import read_labelled
@@ -253,10 +259,25 @@ def judge_train(
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False))
     except S2RError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped; what was indexed and judged is kept, run the same command again to go on", 130)
+    except Exception as error:  # noqa: BLE001  # the edge: nobody should meet a traceback
+        if isinstance(error, _WRONG_USAGE):
+            error.show()
+            sys.exit(2)
+        log = Path(tempfile.gettempdir()) / f"s2r-error-{os.getpid()}.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        _fail(f"unexpected {type(error).__name__}: {error}. Please report it with {log}", 1)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(exit_code)
 
 
 def _overrides(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -94,10 +94,12 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     """
     started = now()
     out = config.out_place()
+    out.check_reachable()
     scored = _read_scored(out)
     weights = parse_weights(config.weights, [*scored.stores, *INDEX_SIGNALS])
     chosen = recorded_config(config)
     scored.config.update(weights=chosen["weights"], budgets=chosen["budgets"])
+    scored = replace(scored, counts=_nothing_done(scored), seconds={})
     return rank_and_publish(out, scored, weights, config.budgets, started, progress)
 
 
@@ -109,6 +111,8 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
     """
     out = config.out_place()
     roots = config.pool_places()
+    for place in (out, *roots):
+        place.check_reachable()
     if signals is None:
         signals = [make(config) for make in SIGNALS.values()]
     weights = parse_weights(config.weights, [*(signal.name for signal in signals), *INDEX_SIGNALS])
@@ -286,6 +290,15 @@ def _judge(
     resources = signal.resources(cluster.gpus)
     judged = score_missing(plan.out, snapshot, signal, store, pending, resources, progress)
     return {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
+
+
+def _nothing_done(scored: Scored) -> dict[str, Any]:
+    """The counts of a run that takes everything from the store."""
+    units, questions = len(scored.snapshot.units), scored.counts["questions"]
+    counts = {"units": units, "units_read": 0, "units_reused": units, "questions": questions}
+    for name in scored.stores:
+        counts |= {f"{name}_judged": 0, f"{name}_reused": questions}
+    return counts
 
 
 def _write_scored(out: Place, scored: Scored) -> None:

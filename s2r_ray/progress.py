@@ -50,6 +50,8 @@ class Stage:
         """`judge: 1,200 of 4,000 questions, 310/s, 9 s left`."""
         rate = self.rate
         left = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        if not self.done:
+            return f"{self.name}: {self.total:,} {self.unit}, starting"
         shown = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
         return f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {shown}{left}"
 
@@ -108,8 +110,7 @@ class _PlainTicker(Ticker):
         self._last = time.monotonic()
 
     def __enter__(self) -> Ticker:
-        state = self.state
-        self._progress.say(f"{state.name}: {state.total:,} {state.unit}, starting")
+        self._progress.say(self.state.line())
         return self
 
     def advance(self, amount: int) -> None:

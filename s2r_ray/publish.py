@@ -42,8 +42,9 @@ class RunRecord:
 
 
 def new_run_id() -> str:
-    """The time in UTC, to sort by, and eight hex digits, so that two runs at once do not meet."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    """The time in UTC to the millisecond, to sort by, and eight hex digits, so that two runs at once do not meet."""
+    time = datetime.now(UTC)
+    return f"{time:%Y%m%dT%H%M%S}.{time.microsecond // 1000:03d}Z-{secrets.token_hex(4)}"
 
 
 def now() -> str:

@@ -5,10 +5,11 @@ What is held in memory is some 60 bytes a candidate; names and text stay in the 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,17 @@ from s2r_ray.signals.base import Status
 from s2r_ray.storage import Place
 
 _PART_ROWS = 1 << 20
-_LOCATION = ("sample_id", "file", "row", "generation")
+_READ_THREADS = 16
+_PUBLISHED = (
+    "sample_id",
+    "row",
+    "generation",
+    "question_key",
+    "trace_tokens",
+    "trace_tokens_unique",
+    "reason",
+    "detail",
+)
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,7 @@ def _load_candidates(out: Place, snapshot: Snapshot) -> _Candidates:
     wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "reason"]
     units, places, tables = [], [], []
     indexed = 0
-    for position, (_, key) in enumerate(snapshot.units):
-        table = _read(candidates_place(out, key), wanted)
+    for position, table in enumerate(_index_rows(out, snapshot, wanted)):
         indexed += table.num_rows
         rows = np.flatnonzero(table["reason"].is_null().to_numpy()).astype(np.int32)
         tables.append(table.take(pa.array(rows)))
@@ -235,17 +245,19 @@ def _write(
     selected[order] = True
     top: list[pa.Table] = []
     excluded: dict[str, int] = {}
+    bounds = np.searchsorted(candidates.unit[narrow.rows], np.arange(len(snapshot.units) + 1))
     with ExitStack() as stack:
         ranking = _Parts(run.child("ranking"))
         stack.push(ranking.finish)
         rejects = _Parts(run, "excluded.parquet")
         stack.push(rejects.finish)
         rejects.add(_unreadable(snapshot))
-        for unit, (table, first) in enumerate(_ranked_units(out, snapshot, candidates, narrow)):
-            ranking.add(table)
-            mask = selected[first : first + table.num_rows]
-            top.append(table.filter(pa.array(mask)))
-            rejects.add(_excluded(out, snapshot, candidates, unit))
+        for unit, index in enumerate(_index_rows(out, snapshot, _PUBLISHED)):
+            place = slice(*bounds[unit : unit + 2])
+            ranked = _ranked(_located(index, snapshot, unit), candidates, narrow, place)
+            ranking.add(ranked)
+            top.append(ranked.filter(pa.array(selected[place])))
+            rejects.add(_excluded(_located(index, snapshot, unit), candidates, unit))
         excluded = rejects.counted
     by_rank = np.searchsorted(np.sort(order), order)
     best = pa.concat_tables(top).take(pa.array(by_rank)).combine_chunks()
@@ -253,24 +265,31 @@ def _write(
     return best.add_column(0, "position", position), excluded
 
 
-def _ranked_units(
-    out: Place, snapshot: Snapshot, candidates: _Candidates, narrow: _Narrow
-) -> Iterator[tuple[pa.Table, int]]:
-    """For each unit its ranked rows as published, and the position of the first among all ranked rows."""
-    wanted = ["sample_id", "row", "generation", "question_key", "trace_tokens", "trace_tokens_unique"]
-    units = candidates.unit[narrow.rows]
-    bounds = np.searchsorted(units, np.arange(len(snapshot.units) + 1))
-    for position, (start, stop) in enumerate(pairwise(bounds)):
-        rows = pa.array(candidates.place[narrow.rows[start:stop]])
-        table = _read(candidates_place(out, snapshot.units[position][1]), wanted).take(rows)
-        table = _located(table, snapshot, position)
-        for name, column in narrow.columns.items():
-            table = table.append_column(name, pa.array(column[start:stop]))
-        first = ["trace_tokens", "trace_tokens_unique"]
-        ranks = [name for name in narrow.columns if name.startswith("rank_")]
-        scores = [name for name in narrow.columns if name not in ranks]
-        pool = ["pool"] if "pool" in table.column_names else []
-        yield table.select([*_LOCATION, *pool, "question_key", *scores, *first, *ranks]), int(start)
+def _ranked(index: pa.Table, candidates: _Candidates, narrow: _Narrow, place: slice) -> pa.Table:
+    """A unit's ranked rows as published; `place` is where they are among all ranked rows."""
+    table = index.take(pa.array(candidates.place[narrow.rows[place]]))
+    for name, column in narrow.columns.items():
+        table = table.append_column(name, pa.array(column[place]))
+    ranks = [name for name in narrow.columns if name.startswith("rank_")]
+    scores = [name for name in narrow.columns if name not in ranks]
+    return table.select([*_location(table), *scores, "trace_tokens", "trace_tokens_unique", *ranks])
+
+
+def _excluded(index: pa.Table, candidates: _Candidates, unit: int) -> pa.Table:
+    """A unit's rows that are not ranked, each with its reason."""
+    reasons = np.array(index["reason"].cast(pa.string()).to_pylist(), dtype=object)
+    first, stop = np.searchsorted(candidates.unit, [unit, unit + 1])
+    here = first + np.flatnonzero(candidates.fault[first:stop] >= 0)
+    for place, fault in zip(candidates.place[here], candidates.fault[here], strict=True):
+        reasons[place] = candidates.fault_names[fault]
+    table = index.set_column(index.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
+    return table.filter(pc.is_valid(table["reason"])).select([*_location(table), "reason", "detail"])
+
+
+def _location(table: pa.Table) -> list[str]:
+    """The columns that say which row this is and where it lies."""
+    pool = ["pool"] if "pool" in table.column_names else []
+    return ["sample_id", "file", "row", "generation", *pool, "question_key"]
 
 
 def _located(table: pa.Table, snapshot: Snapshot, position: int) -> pa.Table:
@@ -281,20 +300,6 @@ def _located(table: pa.Table, snapshot: Snapshot, position: int) -> pa.Table:
         table = table.append_column("pool", pa.array([snapshot.pools[unit.pool]] * table.num_rows, pa.string()))
     shown = [None if key is None else key.hex() for key in table["question_key"].to_pylist()]
     return table.set_column(table.column_names.index("question_key"), "question_key", pa.array(shown, pa.string()))
-
-
-def _excluded(out: Place, snapshot: Snapshot, candidates: _Candidates, position: int) -> pa.Table:
-    """The rows of a unit that are not ranked, each with its reason."""
-    wanted = ["sample_id", "row", "generation", "question_key", "reason", "detail"]
-    table = _read(candidates_place(out, snapshot.units[position][1]), wanted)
-    reasons = np.array(table["reason"].cast(pa.string()).to_pylist(), dtype=object)
-    here = np.flatnonzero((candidates.unit == position) & (candidates.fault >= 0))
-    for place, fault in zip(candidates.place[here], candidates.fault[here], strict=True):
-        reasons[place] = candidates.fault_names[fault]
-    table = table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
-    table = _located(table.filter(pc.is_valid(table["reason"])), snapshot, position)
-    pool = ["pool"] if "pool" in table.column_names else []
-    return table.select([*_LOCATION, *pool, "question_key", "reason", "detail"])
 
 
 def _unreadable(snapshot: Snapshot) -> pa.Table:
@@ -352,6 +357,18 @@ class _Parts:
 def _write_table(place: Place, table: pa.Table) -> None:
     with place.open_output() as sink:
         pq.write_table(table, sink, compression="zstd")
+
+
+def _index_rows(out: Place, snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of each unit's index rows, in the snapshot's order, a few units read ahead."""
+    with ThreadPoolExecutor(_READ_THREADS) as threads:
+        coming: deque[Future[pa.Table]] = deque()
+        for _, key in snapshot.units:
+            coming.append(threads.submit(_read, candidates_place(out, key), list(columns)))
+            if len(coming) >= _READ_THREADS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _read(place: Place, columns: list[str]) -> pa.Table:
