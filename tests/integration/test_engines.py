@@ -14,6 +14,7 @@ import pytest
 
 from s2r_ray.config import JudgeSection, WorkersSection
 from s2r_ray.judge import EMBEDDED_JUDGE
+from s2r_ray.judge.prompt import PAPER_PROMPT, PromptEncoder
 from s2r_ray.signals.base import Scores, Subject
 from s2r_ray.signals.difficulty import Difficulty
 from s2r_ray.synth import make_rows
@@ -54,15 +55,16 @@ def questions() -> list[str]:
 
 @pytest.fixture(scope="module")
 def head_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge with a one-logit head on the embedded judge's body, weights of the head drawn at random."""
+    """A judge with a one-logit head that says what the embedded judge says: logit("1") - logit("0")."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("head")
     config = AutoConfig.from_pretrained(EMBEDDED_JUDGE, num_labels=1, pad_token_id=0)
-    torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(EMBEDDED_JUDGE, config=config, dtype=torch.float32)
-    torch.nn.init.normal_(model.score.weight, std=0.5)
+    label_zero, label_one = PromptEncoder(EMBEDDED_JUDGE, PAPER_PROMPT).label_ids
+    rows = model.get_input_embeddings().weight  # tied with the embedded judge's output layer
+    model.score.weight = torch.nn.Parameter((rows[label_one] - rows[label_zero]).detach().unsqueeze(0).clone())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(EMBEDDED_JUDGE).save_pretrained(folder)
     return folder
@@ -88,7 +90,8 @@ def test_classification_head_in_vllm_equals_transformers(head_judge: Path, quest
     fast, reference = both({"model": str(head_judge)}, questions)
     assert not fast.faults
     assert np.abs(fast.values - reference.values).max() < TOLERANCE
-    assert np.ptp(reference.values) > 0.05
+    by_labels = in_own_process(score, {"engine": "transformers"}, questions)
+    assert np.abs(by_labels.values - reference.values).max() < TOLERANCE
 
 
 @pytest.mark.engine
