@@ -21,6 +21,8 @@ from s2r_ray.errors import S2RError
 # Typer's base class of usage errors has no public name; its public errors derive from it.
 _WRONG_USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
@@ -259,13 +261,9 @@ def judge_train(
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False))
+        exit_code = app(standalone_mode=False) or 0
     except S2RError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; what was indexed and judged is kept, run the same command again to go on", 130)
     except Exception as error:  # noqa: BLE001  # the edge: nobody should meet a traceback
         if isinstance(error, _WRONG_USAGE):
             error.show()
@@ -273,6 +271,9 @@ def main() -> None:
         log = Path(tempfile.gettempdir()) / f"s2r-error-{os.getpid()}.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         _fail(f"unexpected {type(error).__name__}: {error}. Please report it with {log}", 1)
+    if exit_code == _INTERRUPTED:  # what typer makes of Ctrl-C
+        _fail("stopped; what was indexed and judged is kept, run the same command again to go on", exit_code)
+    sys.exit(exit_code)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

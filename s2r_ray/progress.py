@@ -49,7 +49,8 @@ class Stage:
     def line(self) -> str:
         """`judge: 1,200 of 4,000 questions, 310/s, 9 s left`."""
         rate = self.rate
-        left = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        steady = self._first is not None and self._first[1] < self.done < self.total
+        left = f", {_duration((self.total - self.done) / rate)} left" if steady else ""
         if not self.done:
             return f"{self.name}: {self.total:,} {self.unit}, starting"
         shown = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"

@@ -29,7 +29,7 @@ def own_stream(stream: TextIO) -> TextIO:
 def captured() -> Iterator[Path]:
     """Send standard output and error to a file inside the block, of Python and of native code.
 
-    Yields the file's path. It is removed when the block ends well and kept when it raises.
+    Yields the file's path. The file is kept when the block raises an error, and removed otherwise.
     """
     handle, name = tempfile.mkstemp(prefix="s2r-", suffix=".log")
     path = Path(name)
@@ -43,5 +43,11 @@ def captured() -> Iterator[Path]:
             stack.callback(os.dup2, saved, descriptor)
         stack.enter_context(contextlib.redirect_stdout(sink))
         stack.enter_context(contextlib.redirect_stderr(sink))
-        yield path
+        try:
+            yield path
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: there is nothing to look up
+            path.unlink(missing_ok=True)
+            raise
     path.unlink(missing_ok=True)
