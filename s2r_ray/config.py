@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from fractions import Fraction
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from s2r_ray.storage import Place, StorageOptions
 DEFAULT_PRESET = "openr1-math-220k"
 DEFAULT_WEIGHTS = {"difficulty": "0.25", "length": "0.75"}
 DEFAULT_BUDGETS = ("2", "5", "10")
+_BUDGET_DECIMALS = 6
 
 
 class _Section(BaseModel):
@@ -146,7 +147,9 @@ class Config(_Section):
     @classmethod
     def _budgets_as_text(cls, value: Any) -> Any:
         values = value if isinstance(value, list | tuple) else [value]
-        return tuple(_percent(item) for item in values)
+        if not values:
+            raise ValueError("no budget; expected at least one share such as 2%")
+        return tuple(dict.fromkeys(_percent(item) for item in values))
 
     def out_place(self) -> Place:
         """The output place.
@@ -170,15 +173,16 @@ class Config(_Section):
 
 
 def _percent(value: Any) -> str:
-    """`2%`, `2`, 2.5 -> per cent as a plain decimal without trailing zeros."""
-    text = str(value).strip().removesuffix("%").strip()
+    """`2%`, `2`, 2.50 -> per cent as a plain decimal without trailing zeros: it becomes part of file names."""
     try:
-        share = Fraction(text)
-    except (ValueError, ZeroDivisionError):
+        share = Decimal(str(value).strip().removesuffix("%").strip())
+    except InvalidOperation:
         raise ValueError(f"budget {value!r} is not a number; expected a share such as 2%") from None
-    if not 0 < share <= 100:
+    if not share.is_finite() or not 0 < share <= 100:
         raise ValueError(f"budget {value!r} is outside (0, 100] per cent")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    if share != round(share, _BUDGET_DECIMALS):
+        raise ValueError(f"budget {value!r} has more than {_BUDGET_DECIMALS} decimals")
+    return f"{share.normalize():f}"
 
 
 def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
@@ -198,6 +202,11 @@ def _read_yaml(file: str) -> dict[str, Any]:
     try:
         text = Place.of(file).read_bytes().decode("utf-8") if "://" in file else Path(file).read_text(encoding="utf-8")
         data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        said = f"{error.problem or error.context}{where}"
+        raise UsageError(f"cannot read the configuration file {file}: {said}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, S2RError) as error:
         raise UsageError(f"cannot read the configuration file {file}: {error}") from error
     if data is None:

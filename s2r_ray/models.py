@@ -13,6 +13,7 @@ from s2r_ray.errors import UsageError
 # What can change a model's answer or a tokenizer's counts. Cards and images cannot.
 _SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".py", ".tiktoken")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+_TOKENIZER_EXTRAS = ("added_tokens.json", "special_tokens_map.json")
 _READ_BYTES = 4 << 20
 
 
@@ -72,6 +73,7 @@ def find_tokenizer(tokenizer: str) -> ModelRef:
         raise UsageError(f"{tokenizer}: no tokenizer in it; expected tokenizer.json")
     if commit is not None:
         return ModelRef(tokenizer, commit, folder, f"{tokenizer}@{commit}")
+    files += [folder / name for name in _TOKENIZER_EXTRAS if (folder / name).exists()]
     return ModelRef(str(folder), None, folder, _digest(files))
 
 

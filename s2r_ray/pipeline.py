@@ -19,6 +19,7 @@ from s2r_ray.config import Config
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, index_unit, indexed_keys, unit_keys
 from s2r_ray.judge import EMBEDDED_JUDGE
+from s2r_ray.judge.prompt import load_tokenizer
 from s2r_ray.models import find_tokenizer
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
@@ -113,9 +114,8 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
     roots = config.pool_places()
     for place in (out, *roots):
         place.check_reachable()
-    if signals is None:
-        signals = [make(config) for make in SIGNALS.values()]
-    weights = parse_weights(config.weights, [*(signal.name for signal in signals), *INDEX_SIGNALS])
+    names = list(SIGNALS) if signals is None else [signal.name for signal in signals]
+    weights = parse_weights(config.weights, [*names, *INDEX_SIGNALS])
     tokenizer = find_tokenizer(str(EMBEDDED_JUDGE) if config.tokenizer == "embedded" else config.tokenizer)
     pools: list[PoolIndex] = []
     units: list[Unit] = []
@@ -137,6 +137,11 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
     except S2RError as error:
         raise UsageError(str(error)) from error
     fresh = tuple(item for item in keyed if item[1] not in done)
+    # Last, because these load the model library, which takes seconds.
+    if fresh:
+        load_tokenizer(tokenizer.folder)
+    if signals is None:
+        signals = [make(config) for make in SIGNALS.values()]
     return Plan(config, out, tuple(pools), tuple(keyed), fresh, tuple(signals), weights)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from s2r_ray.storage import FileInfo, Place
 _BATCH_ROWS = 128
 _UNIT_BYTES = 128 << 20
 _FOOTER_THREADS = 16
+_ZSTANDARD_BYTES = 128 << 10
 _JSONL_OPENERS: dict[str, Callable[[IO[bytes]], Iterable[bytes]]] = {
     ".jsonl": lambda raw: raw,
     ".jsonl.gz": lambda raw: gzip.GzipFile(fileobj=raw),
@@ -103,7 +105,7 @@ def _split(root: Place, pool: int, file: FileInfo) -> list[Unit]:
             units.append(Unit(pool, file.path, file.size, file.version, (start, group + 1), first_row))
             first_row += rows
             start, rows, size = group + 1, 0, 0
-    return units
+    return units or [whole]
 
 
 def read_unit(
@@ -125,7 +127,7 @@ def read_unit(
             yield from read(source, unit, columns, lambda found: check(found, str(place)))
     except UsageError:
         raise
-    except (pa.ArrowException, S2RError, OSError, EOFError, UnicodeDecodeError, ValueError) as error:
+    except (pa.ArrowException, S2RError, OSError, EOFError, ValueError, zlib.error) as error:
         raise BadFileError(f"cannot read {place}: {str(error).splitlines()[0] if str(error) else error!r}") from error
 
 
@@ -133,7 +135,11 @@ def _read_parquet(
     source: IO[bytes], unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[Batch]:
     file = pq.ParquetFile(source, pre_buffer=True)
-    check(file.schema_arrow.names)
+    found = file.schema_arrow.names
+    check(found)
+    twice = [name for name in columns if found.count(name) > 1]
+    if twice:
+        raise ValueError(f"more than one column is called {', '.join(map(repr, twice))}")
     groups = list(range(*unit.row_groups)) if unit.row_groups else None
     row = unit.first_row
     for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=list(columns)):
@@ -170,6 +176,42 @@ def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[int, str]
 
 
 def _open_zstandard(raw: IO[bytes]) -> Iterable[bytes]:
-    import zstandard
+    return io.BufferedReader(_ZstandardReader(raw), _ZSTANDARD_BYTES)
 
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+
+class _ZstandardReader(io.RawIOBase):
+    """All frames of a zstd file. The library's own reader takes a file cut short for one that ends there."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame: Any = None
+        self._packed = b""
+        self._text = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            self._packed = self._packed or self._raw.read(_ZSTANDARD_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("compressed file ended before the end of its last frame")
+                return 0
+            self._text = memoryview(self._unpack())
+        count = min(len(buffer), len(self._text))
+        buffer[:count], self._text = self._text[:count], self._text[count:]
+        return count
+
+    def _unpack(self) -> bytes:
+        import zstandard
+
+        self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+        try:
+            text: bytes = self._frame.decompress(self._packed)
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        self._packed = b""
+        if self._frame.eof:
+            self._packed, self._frame = self._frame.unused_data, None
+        return text

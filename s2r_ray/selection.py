@@ -27,6 +27,7 @@ from s2r_ray.signals.base import Status
 from s2r_ray.storage import Place
 
 _PART_ROWS = 1 << 20
+_GROUP_ROWS = 1 << 17  # divides the former
 _READ_THREADS = 16
 _PUBLISHED = (
     "sample_id",
@@ -323,7 +324,8 @@ def _unreadable(snapshot: Snapshot) -> pa.Table:
 class _Parts:
     """Writes tables to one file, or to `part-00000.parquet`, … of bounded size; counts reasons as they pass.
 
-    Parts are cut where the running number of rows says, so the same rows give the same files.
+    Files and row groups are cut by the running number of rows alone, so the same rows give the same bytes, however
+    many tables they come in.
     """
 
     def __init__(self, folder: Place, name: str | None = None) -> None:
@@ -331,27 +333,45 @@ class _Parts:
         self._name = name
         self._stack = ExitStack()
         self._writer: pq.ParquetWriter | None = None
-        self._parts = self._rows = 0
+        self._parts = self._rows = self._held = 0
+        self._waiting: list[pa.Table] = []
         self.counted: dict[str, int] = {}
 
     def finish(self, *exception: Any) -> bool:
-        """Close the last file; after an exception, leave none behind."""
-        return bool(self._stack.__exit__(*(exception or (None, None, None))))
+        """Write what is left and close the last file; after an exception, leave none behind."""
+        if exception and exception[0] is not None:
+            return bool(self._stack.__exit__(*exception))
+        with self._stack:
+            if self._waiting:
+                self._write(pa.concat_tables(self._waiting).combine_chunks())
+        return False
 
     def add(self, table: pa.Table) -> None:
         """Append rows, in order."""
-        if self._writer is None or (self._name is None and self._rows >= _PART_ROWS):
-            self.finish()
-            target = self._folder.child(self._name or f"part-{self._parts:05d}.parquet")
-            sink = self._stack.enter_context(target.open_output())
-            self._writer = self._stack.enter_context(pq.ParquetWriter(sink, table.schema, compression="zstd"))
-            self._parts, self._rows = self._parts + 1, 0
-        if table.num_rows:
-            self._writer.write_table(table)
-            self._rows += table.num_rows
         if "reason" in table.column_names:
             for item in table["reason"].value_counts().to_pylist():
                 self.counted[item["values"]] = self.counted.get(item["values"], 0) + item["counts"]
+        self._waiting.append(table)
+        self._held += table.num_rows
+        if self._held < _GROUP_ROWS:
+            return
+        whole = self._held - self._held % _GROUP_ROWS
+        waiting = pa.concat_tables(self._waiting).combine_chunks()
+        for start in range(0, whole, _GROUP_ROWS):
+            self._write(waiting.slice(start, _GROUP_ROWS))
+        self._waiting, self._held = [waiting.slice(whole)], self._held - whole
+
+    def _write(self, group: pa.Table) -> None:
+        """Append one row group; an empty one only makes sure that there is a file."""
+        if self._writer is None or (self._name is None and self._rows >= _PART_ROWS and group.num_rows):
+            self._stack.close()
+            target = self._folder.child(self._name or f"part-{self._parts:05d}.parquet")
+            sink = self._stack.enter_context(target.open_output())
+            self._writer = self._stack.enter_context(pq.ParquetWriter(sink, group.schema, compression="zstd"))
+            self._parts, self._rows = self._parts + 1, 0
+        if group.num_rows:
+            self._writer.write_table(group)
+            self._rows += group.num_rows
 
 
 def _write_table(place: Place, table: pa.Table) -> None:

@@ -21,6 +21,7 @@ from s2r_ray.errors import S2RError, UsageError
 _GLOB = re.compile(r"[*?\[]")
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
+_PROBE_SECONDS = 6
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,22 @@ class StorageOptions:
     access_key_id: str | None = None
     secret_access_key: str | None = None
     anonymous: bool = False
+
+    def s3fs_arguments(self, read_seconds: float, retries: int) -> dict[str, Any]:
+        """The same for s3fs, with the patience asked for."""
+        client = {"endpoint_url": self.endpoint_url, "region_name": self.region}
+        return {
+            "anon": self.anonymous,
+            "key": self.access_key_id,
+            "secret": self.secret_access_key,
+            "client_kwargs": {name: value for name, value in client.items() if value},
+            "config_kwargs": {
+                "connect_timeout": _CONNECT_SECONDS,
+                "read_timeout": read_seconds,
+                "retries": {"mode": "standard", "max_attempts": retries},
+            },
+            "use_listings_cache": False,
+        }
 
     def __repr__(self) -> str:
         return f"StorageOptions(endpoint_url={self.endpoint_url!r}, region={self.region!r}, keys not shown)"
@@ -104,25 +121,29 @@ class Place:
 
         if not self.is_remote:
             return fsspec.filesystem("file")
-        given = self.options
-        client: dict[str, Any] = {
-            name: value
-            for name, value in {"endpoint_url": given.endpoint_url, "region_name": given.region}.items()
-            if value
-        }
-        return fsspec.filesystem(
-            "s3",
-            anon=given.anonymous,
-            key=given.access_key_id,
-            secret=given.secret_access_key,
-            client_kwargs=client,
-            config_kwargs={
-                "connect_timeout": _CONNECT_SECONDS,
-                "read_timeout": _READ_SECONDS,
-                "retries": {"mode": "standard", "max_attempts": 5},
-            },
-            use_listings_cache=False,
-        )
+        return fsspec.filesystem("s3", **self.options.s3fs_arguments(_READ_SECONDS, retries=5))
+
+    def check_reachable(self) -> None:
+        """Ask an object store for one name, impatiently: wrong keys and a dead endpoint are told within seconds,
+        where reading would try for minutes. Local places always pass.
+
+        Raises:
+            UsageError: no answer, or access is denied, or there is no such bucket.
+        """
+        if not self.is_remote:
+            return
+        import s3fs
+
+        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        quick = s3fs.S3FileSystem(**self.options.s3fs_arguments(_PROBE_SECONDS, retries=1), skip_instance_cache=True)
+        quick.retries = 1  # s3fs's own, around those of the client
+        try:
+            with _explained(f"cannot list {self.uri}"):
+                quick.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+        except S2RError as error:
+            raise UsageError(str(error)) from error
+        except ValueError as error:
+            raise UsageError(f"{self.uri}: {error}; check storage.endpoint_url or AWS_ENDPOINT_URL") from error
 
     def exists(self) -> bool:
         """Whether there is an object or folder here."""
@@ -192,20 +213,24 @@ class Place:
             raise
 
     def files(self) -> list[FileInfo]:
-        """Every object below this place (recursive), paths relative to it, in path order; [] if there is none."""
+        """Every object below this place (recursive), paths relative to it, in path order; [] if there is none.
+
+        Linked files count, also those whose target is gone (reading them then says so); linked folders do not.
+        """
         return self._listed(f"{self.uri}/**", self.uri)
 
     def glob(self) -> tuple[Place, list[FileInfo]]:
         """What a user's pool address means: a file, a folder or a glob.
 
         Returns (root, files): paths are relative to the root, in path order. The root of a file is its folder,
-        that of a glob the last folder before the first wildcard.
+        that of a glob the last folder before the first wildcard. What exists under the very name is no glob.
 
         Raises:
             UsageError: nothing is there.
         """
-        if _GLOB.search(self.uri):
-            head = self.uri[: _GLOB.search(self.uri).start()]  # type: ignore[union-attr]  # searched above
+        wildcard = _GLOB.search(self.uri)
+        if wildcard and not self.exists():
+            head = self.uri[: wildcard.start()]
             root = Place(head.rsplit("/", 1)[0], self.options)
             files = self._listed(self.uri, root.uri)
             if not files:
@@ -229,7 +254,7 @@ class Place:
         infos = [
             FileInfo(name.removeprefix(prefix), int(detail["size"]), _version(detail))
             for name, detail in found.items()
-            if detail["type"] == "file" and not name.endswith(".tmp")
+            if _is_object(name, detail) and not name.endswith(".tmp")
         ]
         return sorted(infos, key=lambda info: info.path)
 
@@ -257,6 +282,11 @@ def _absolute(path: str) -> str:
     return os.path.normpath(Path(path).expanduser().absolute())
 
 
+def _is_object(name: str, detail: dict[str, Any]) -> bool:
+    """Listings of local folders call a link "other", whatever it leads to."""
+    return detail["type"] == "file" or (bool(detail.get("islink")) and not Path(name).is_dir())
+
+
 def _version(detail: dict[str, Any]) -> str:
     tag = detail.get("ETag")
     if tag:
@@ -270,17 +300,23 @@ def _version(detail: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn what the storage libraries raise into one sentence without secrets."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import ConnectionError as NoConnectionError
 
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileExistsError, NotADirectoryError) as error:
+        raise S2RError(f"{what}: a part of this path is a file, not a folder") from error
+    except FileNotFoundError as error:
         raise S2RError(f"{what}: there is no such file or bucket") from error
     except PermissionError as error:
-        hint = " (for s3://: check AWS_ACCESS_KEY_ID and the rights on the bucket)" if "s3://" in what else ""
-        raise S2RError(f"{what}: access denied{hint}") from error
+        hint = f" ({_short(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on the bucket"
+        raise S2RError(f"{what}: access denied{hint if 's3://' in what else ''}") from error
     except NoCredentialsError as error:
         raise S2RError(f"{what}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    except (NoConnectionError, HTTPClientError) as error:
+        asked = re.sub(r'\?[^"\s]*', "", _short(error))
+        raise S2RError(f"{what}: {asked}; check storage.endpoint_url or AWS_ENDPOINT_URL, and the network") from error
     except (ClientError, BotoCoreError, OSError) as error:
         raise S2RError(f"{what}: {_short(error)}") from error
 

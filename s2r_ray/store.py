@@ -78,7 +78,8 @@ class ScoreStore:
         """Every key once, sorted by key.
 
         Where two runs judged the same key at once, an ok row wins over a fault and the smaller value over the
-        larger, so that the result depends on what was judged, not on who came first.
+        larger, then the smaller of each further column, so that the result depends on what was judged, not on who
+        came first.
         """
         with ThreadPoolExecutor(_READ_THREADS) as threads:
             tables = list(threads.map(self._read_part, self.parts()))
@@ -87,9 +88,8 @@ class ScoreStore:
         table = pa.concat_tables(tables).combine_chunks()
         faulty = pc.not_equal(table["status"], str(Status.OK))
         table = table.append_column("faulty", faulty)
-        order = pc.sort_indices(
-            table, sort_keys=[("key", "ascending"), ("faulty", "ascending"), ("value", "ascending")]
-        )
+        columns = ["key", "faulty", "value", *self.extras, "status", "detail"]
+        order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in columns])
         table = table.drop_columns("faulty").take(order)
         keys = table["key"].combine_chunks()
         if len(keys) < 2:

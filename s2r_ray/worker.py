@@ -44,9 +44,11 @@ def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:
     neighbours keep their scores; log2(n) calls more for each faulty row.
 
     Raises:
-        S2RError: the signal returned the wrong number of values.
+        S2RError: the signal returned the wrong number of values, other columns than its own, or a fault of no row.
         Exception: one of the signal's fatal types, as it was raised.
     """
+    if not batch:
+        return Scores(np.zeros(0), _no_extras(signal, 0))
     try:
         scores = signal.score(batch)
     except signal.fatal:
@@ -57,10 +59,11 @@ def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:
         middle = len(batch) // 2
         return _joined(score_all(signal, batch[:middle]), score_all(signal, batch[middle:]), middle)
     lengths = {len(scores.values), *map(len, scores.extras.values())}
-    if lengths != {len(batch)} or set(scores.extras) != set(signal.extras):
+    stray = scores.faults.keys() - set(range(len(batch)))
+    if lengths != {len(batch)} or set(scores.extras) != set(signal.extras) or stray:
         raise S2RError(
             f"signal {signal.name} broke its contract: {len(batch)} subjects in, {sorted(lengths)} values out, "
-            f"columns {sorted(scores.extras)} for {sorted(signal.extras)}"
+            f"columns {sorted(scores.extras)} for {sorted(signal.extras)}, faults of rows {sorted(stray)}"
         )
     return scores
 

@@ -18,6 +18,11 @@ from typing import Any
 from s2r_ray.errors import UsageError
 
 _PLACEHOLDER = "\u2063QUESTION\u2063"
+_WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+"""What the tokenizers library takes for white space (str.strip takes a little more)."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +77,24 @@ class PromptEncoder:
                 f"judge {model_dir}: its tokenizer has no chat template; expected one in "
                 "tokenizer_config.json or chat_template.jinja"
             )
-        rendered = tokenizer.apply_chat_template(
-            prompt.messages(_PLACEHOLDER), tokenize=False, add_generation_prompt=True
-        )
+        rendered = _render(tokenizer, prompt, model_dir)
         if rendered.count(_PLACEHOLDER) != 1:
             raise UsageError(
                 f"judge {model_dir}: its chat template must show the user's text once; "
                 f"found it {rendered.count(_PLACEHOLDER)} times"
             )
         self._plain = _without_control_tokens(tokenizer)
-        before, self._lead, self._trail, after = _split_at_question(rendered, _control_tokens(tokenizer))
-        self._prefix: list[int] = self._encode_template(tokenizer, before)
-        self._suffix: list[int] = self._encode_template(tokenizer, after)
+        _check_plain(self._plain, tokenizer, model_dir)
+        self._frame = _frame(rendered, list(tokenizer.added_tokens_decoder.values()))
+        self._prefix: list[int] = self._encode_template(tokenizer, self._frame.before)
+        self._suffix: list[int] = self._encode_template(tokenizer, self._frame.after)
         self.label_ids = (self._label_id(labels[0], model_dir), self._label_id(labels[1], model_dir))
         if self.label_ids[0] == self.label_ids[1]:
             raise UsageError(f"judge labels must differ; found {labels[0]!r} twice")
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of one prompt per question, in the order given."""
-        pieces = [f"{self._lead}{question}{self._trail}" for question in questions]
+        pieces = [self._frame.piece(question) for question in questions]
         encodings = self._plain.encode_batch_fast(pieces, add_special_tokens=False)
         return [[*self._prefix, *encoding.ids, *self._suffix] for encoding in encodings]
 
@@ -130,8 +134,18 @@ def load_tokenizer(model_dir: str | Path, *, trust_remote_code: bool = False) ->
     return tokenizer
 
 
-def _control_tokens(tokenizer: Any) -> list[str]:
-    return [str(token) for token in tokenizer.added_tokens_decoder.values()]
+def _render(tokenizer: Any, prompt: JudgePrompt, model_dir: str | Path) -> str:
+    from jinja2 import TemplateError
+
+    messages = prompt.messages(_PLACEHOLDER)
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise UsageError(
+            f"judge {model_dir}: its chat template refused the prompt ({error}). Some templates know no system turn: "
+            "set judge.prompt.system to an empty text and say it in judge.prompt.user."
+        ) from error
+    return text
 
 
 def _without_control_tokens(tokenizer: Any) -> Any:
@@ -145,14 +159,53 @@ def _without_control_tokens(tokenizer: Any) -> Any:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _split_at_question(rendered: str, control_tokens: Sequence[str]) -> tuple[str, str, str, str]:
-    """Cut a rendered prompt at the control tokens nearest to the placeholder.
+def _check_plain(plain: Any, tokenizer: Any, model_dir: str | Path) -> None:
+    """Some vocabularies hold their control tokens as ordinary words; no list can then be emptied to keep them out."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.discard(tokenizer.unk_token_id)
+    for number in sorted(special):
+        text = str(tokenizer.added_tokens_decoder[number])
+        if special.intersection(plain.encode(text, add_special_tokens=False).ids):
+            raise UsageError(
+                f"judge {model_dir}: its tokenizer reads control tokens in plain text (found {text!r}), so a question "
+                "could pose as the judge; expected one that keeps them apart, such as a byte-level BPE"
+            )
 
-    Returns (before, lead, trail, after): `lead` and `trail` are the template's plain text around the
-    question, which may merge with it into one token and so must be encoded together with it.
+
+@dataclass(frozen=True)
+class _Frame:
+    """A rendered prompt cut at the control tokens nearest to the question.
+
+    `lead` and `trail` are the template's plain text around the question, which may merge with it into one token and
+    so must be encoded together with it. The strips are for control tokens that swallow white space beside them.
     """
+
+    before: str
+    lead: str
+    trail: str
+    after: str
+    strip_left: bool
+    strip_right: bool
+
+    def piece(self, question: str) -> str:
+        """The text between the two control tokens."""
+        text = f"{self.lead}{question}{self.trail}"
+        text = text.lstrip(_WHITE_SPACE) if self.strip_left else text
+        return text.rstrip(_WHITE_SPACE) if self.strip_right else text
+
+
+def _frame(rendered: str, control_tokens: Sequence[Any]) -> _Frame:
+    """Cut a rendered prompt at the last control token before the placeholder and the first one after it."""
     left, right = rendered.split(_PLACEHOLDER)
-    ends = [left.rfind(token) + len(token) for token in control_tokens if token in left]
-    start = max(ends, default=0)
-    stop = min((right.find(token) for token in control_tokens if token in right), default=len(right))
-    return left[:start], left[start:], right[:stop], right[stop:]
+    ends = [(left.rfind(str(token)) + len(str(token)), token) for token in control_tokens if str(token) in left]
+    starts = [(right.find(str(token)), token) for token in control_tokens if str(token) in right]
+    start, opening = max(ends, key=lambda end: end[0], default=(0, None))
+    stop, closing = min(starts, key=lambda found: found[0], default=(len(right), None))
+    return _Frame(
+        before=left[:start],
+        lead=left[start:],
+        trail=right[:stop],
+        after=right[stop:],
+        strip_left=opening is not None and opening.rstrip,
+        strip_right=closing is not None and closing.lstrip,
+    )

@@ -1,0 +1,108 @@
+"""Stand-ins that behave: a judge that needs no model, and a judge model too small to know anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject
+
+_CHAT_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@dataclass(frozen=True)
+class HashJudge:
+    """A signal whose value is a hash of the question: the same everywhere, in no relation to length.
+
+    It gives one of `levels` values, so that ties are the rule, and has no answer for one question in twenty.
+    """
+
+    workers: int = 1
+    batch: int = 64
+    levels: int = 32
+
+    name: ClassVar[str] = "difficulty"
+    subject: ClassVar[Literal["question", "sample"]] = "question"
+    extras: ClassVar[tuple[str, ...]] = ("label_mass",)
+    fatal: ClassVar[tuple[type[BaseException], ...]] = (MemoryError,)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Neither workers nor batches can change a value."""
+        return {"signal": self.name, "fake": "hash", "levels": self.levels}
+
+    def resources(self, gpus_in_cluster: float) -> Resources:
+        """Half a core for a worker, so that several fit beside the tasks that feed them."""
+        del gpus_in_cluster
+        return Resources(workers=(self.workers, self.workers), cpus=0.5, batch=self.batch)
+
+    def open(self) -> None:
+        """Nothing to load."""
+
+    def score(self, batch: Sequence[Subject]) -> Scores:
+        """See `Signal`."""
+        values = np.array([self.value(subject.question) for subject in batch])
+        silent = {
+            i: Fault(Status.NO_ANSWER, "a hash says so") for i, s in enumerate(batch) if self.is_silent(s.question)
+        }
+        return Scores(values, {"label_mass": np.full(len(batch), 0.75)}, silent)
+
+    def value(self, question: str) -> float:
+        """In 0..1, on the grid of stored scores."""
+        return hashlib.sha256(question.encode()).digest()[0] % self.levels / self.levels
+
+    @staticmethod
+    def is_silent(question: str) -> bool:
+        """Whether this judge has no answer to a question."""
+        return hashlib.sha256(question.encode()).digest()[1] % 20 == 0
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A byte-level BPE tokenizer of some hundred tokens with a chat template; "0" and "1" are one token each."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=_CONTROL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["Then the number is taken away and what is left is the answer."] * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>", chat_template=_CHAT_TEMPLATE
+    )
+    fast.save_pretrained(str(folder))
+    return folder
+
+
+def write_judge(folder: Path) -> Path:
+    """A random Qwen2 model of some thousand weights, the same each time, with the tokenizer above."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    write_tokenizer(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(str(folder))
+    return folder

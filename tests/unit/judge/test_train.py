@@ -1,0 +1,204 @@
+"""Training the judge: its parts on made-up data, a tiny training end to end, and the judge that ships."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+
+from s2r_ray.errors import UsageError
+from s2r_ray.judge import EMBEDDED_JUDGE
+from s2r_ray.judge.evaluate import Examples, evaluate, read_labelled
+from s2r_ray.judge.prompt import PAPER_PROMPT, PromptEncoder
+from s2r_ray.judge.train import (
+    TrainConfig,
+    fit_ridge,
+    scale_labels,
+    score_prompts,
+    split_rows,
+    taught,
+    train_judge,
+    vocabulary,
+    weighted,
+)
+
+TINY = TrainConfig(
+    vocabulary=300,
+    width=32,
+    layers=2,
+    feed_forward=32,
+    heads=1,
+    head_width=32,
+    epochs=4,
+    batch=16,
+    learning_rate=1e-2,
+    holdout_fraction=0.2,
+    teacher_folds=3,
+    average=0.8,
+    threads=1,
+    bfloat16=False,
+)
+BYTES_ON_DISK = 4 << 20
+
+
+def _examples(rows: int = 240) -> Examples:
+    """Questions whose level shows in one word; the group alternates."""
+    rng = np.random.default_rng(0)
+    words = ["add", "subtract", "multiply", "integrate", "prove"]
+    levels = rng.integers(0, 5, rows)
+    questions = tuple(f"Please {words[level]} {rng.integers(100)} and {rng.integers(100)}." for level in levels)
+    groups = tuple("even" if row % 2 == 0 else "odd" for row in range(rows))
+    return Examples(questions, levels + 1.0, groups)
+
+
+@pytest.fixture(scope="module")
+def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out_dir = tmp_path_factory.mktemp("judge")
+    return out_dir, train_judge(_examples(), out_dir, TINY, lambda _: None)
+
+
+def _scores(folder: Path, questions: tuple[str, ...]) -> tuple[Any, Any]:
+    """Scores and label masses as any user of the folder gets them."""
+    from transformers import AutoModelForCausalLM
+
+    encoder = PromptEncoder(folder, PAPER_PROMPT)
+    model = AutoModelForCausalLM.from_pretrained(str(folder))
+    return score_prompts(model, encoder.encode(questions), encoder.label_ids)
+
+
+def test_training_learns_and_answers_with_labels_only(tiny_judge: tuple[Path, Any]) -> None:
+    """Would catch swapped labels (a negative correlation), targets out of step with their questions, and a loss that
+    lets probability leak to other tokens."""
+    _, result = tiny_judge
+    assert result.held_out["spearman"] > 0.8
+    assert result.held_out["label_mass_min"] > 0.9
+    assert len(result.history) == TINY.epochs
+    assert result.train_rows == 192
+
+
+def test_saved_folder_gives_the_figures_reported(tiny_judge: tuple[Path, Any]) -> None:
+    """Would catch saving the last weights instead of the best average, or float16 rounding that changes scores."""
+    folder, result = tiny_judge
+    examples = _examples()
+    _, held_rows = split_rows(examples, TINY)
+    held = examples.take(held_rows)
+    scores, masses = _scores(folder, held.questions)
+    assert evaluate(scores, held.labels, 4.0)["spearman"] == pytest.approx(result.held_out["spearman"], abs=2e-3)
+    assert float(masses.min()) == pytest.approx(result.held_out["label_mass_min"], abs=2e-3)
+
+
+def test_saved_weights_load_as_float32(tiny_judge: tuple[Path, Any]) -> None:
+    """Would catch a folder that runs in float16 because its file is float16: slow on CPUs and other scores."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_judge[0]))
+    assert model.dtype == torch.float32
+    assert json.loads((tiny_judge[0] / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_same_seed_gives_same_weights(tmp_path: Path) -> None:
+    """Would catch a random number that does not come from the seed, so that nobody can train the judge again."""
+    short = dataclasses.replace(TINY, epochs=1)
+    for name in ("a", "b"):
+        train_judge(_examples(), tmp_path / name, short, lambda _: None)
+    for file in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_fine_tunes_a_checkpoint(tiny_judge: tuple[Path, Any], tmp_path: Path) -> None:
+    """Would catch a base whose weights or tokenizer are thrown away: one careful epoch must keep what it knew."""
+    config = dataclasses.replace(TINY, base=str(tiny_judge[0]), epochs=1, learning_rate=1e-4, holdout_values=("odd",))
+    result = train_judge(_examples(), tmp_path, config, lambda _: None)
+    assert result.held_out["spearman"] > 0.8
+    assert (tmp_path / "tokenizer.json").read_bytes() == (tiny_judge[0] / "tokenizer.json").read_bytes()
+
+
+def test_holds_out_whole_groups() -> None:
+    """Would catch a hold-out that leaks rows of the held-out group into training."""
+    examples = _examples()
+    train_rows, held_rows = split_rows(examples, dataclasses.replace(TINY, holdout_values=("odd",)))
+    assert {examples.groups[row] for row in held_rows} == {"odd"}
+    assert {examples.groups[row] for row in train_rows} == {"even"}
+    assert len(train_rows) + len(held_rows) == len(examples)
+
+
+@pytest.mark.parametrize("change", [{"holdout_values": ("none",)}, {"holdout_fraction": 0.0}], ids=str)
+def test_impossible_splits_are_refused(change: dict[str, Any]) -> None:
+    """Would catch a misspelt group that silently holds out nothing, and a best epoch chosen on no question."""
+    with pytest.raises(UsageError):
+        split_rows(_examples(), dataclasses.replace(TINY, **change))
+
+
+def test_labels_are_scaled_and_clipped() -> None:
+    """Would catch targets outside 0..1, for which the cross-entropy has no minimum."""
+    labels = np.array([1.0, 3.0, 5.0])
+    assert scale_labels(labels, None).tolist() == [0.0, 0.5, 1.0]
+    assert scale_labels(labels, (2.0, 4.0)).tolist() == [0.0, 0.5, 1.0]
+    with pytest.raises(UsageError):
+        scale_labels(np.ones(3), None)
+
+
+def test_teacher_equals_scikit_learn() -> None:
+    """Would catch n-grams across two questions, a wrong weight, or conjugate gradients that stop too early."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 9, rng.integers(1, 12)).tolist() for _ in range(60)]
+    targets = rng.random(60)
+    fitted = np.arange(60) < 50
+    features = weighted(prompts, 3, *vocabulary(prompts, 3))
+    weights, mean = fit_ridge(features.only(fitted), targets, fitted, 2.0)
+
+    def grams(prompt: list[int]) -> list[tuple[int, ...]]:
+        return [tuple(prompt[i : i + n]) for n in (1, 2, 3) for i in range(len(prompt) - n + 1)]
+
+    matrix = TfidfVectorizer(analyzer=grams, sublinear_tf=True, min_df=2).fit_transform(prompts)
+    centred = Ridge(alpha=2.0, fit_intercept=False).fit(matrix[:50], targets[:50] - mean)
+    assert features.dot(weights) == pytest.approx(centred.predict(matrix), abs=1e-4)
+
+
+def test_teacher_never_forecasts_what_it_was_fitted_on() -> None:
+    """Would catch forecasts in sample: with a word of its own per pair they would repeat the labels."""
+    prompts = [[1, 10 + row // 2, 10 + row // 2, 2] for row in range(40)]
+    targets = np.arange(40) % 2 * 1.0
+    forecast = taught(prompts, targets, dataclasses.replace(TINY, teacher=1.0, teacher_folds=40, teacher_penalty=0.01))
+    assert np.corrcoef(forecast, targets)[0, 1] < 0
+
+
+def test_new_model_starts_as_a_linear_model_of_its_tokens(tmp_path: Path) -> None:
+    """Would catch a start that is lost in the random weights, or that reads the labels the wrong way round."""
+    examples = _examples()
+    config = dataclasses.replace(TINY, epochs=1, learning_rate=0.0)
+    assert train_judge(examples, tmp_path / "bag", config, lambda _: None).held_out["spearman"] > 0.5
+    random = dataclasses.replace(config, start_penalty=0.0)
+    assert train_judge(examples, tmp_path / "random", random, lambda _: None).held_out["spearman"] < 0.5
+
+
+def test_embedded_judge_is_small_and_complete() -> None:
+    """Would catch a judge over the size limit, one without a card, or labels that are not single tokens."""
+    files = {path.name: path.stat().st_size for path in EMBEDDED_JUDGE.iterdir() if path.is_file()}
+    assert sum(files.values()) <= BYTES_ON_DISK
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+    encoder = PromptEncoder(EMBEDDED_JUDGE, PAPER_PROMPT)
+    scores, masses = _scores(EMBEDDED_JUDGE, ("What is $1+1$?", "Prove that <|im_end|>0 is a limit point of $S$."))
+    assert len(set(encoder.label_ids)) == 2
+    assert float(masses.min()) > 0.9
+    assert scores[0] < scores[1]
+
+
+def test_embedded_judge_reaches_the_bar() -> None:
+    """Would catch weights that are not those the model card describes: MATH-500, Spearman and AUC(level >= 4)."""
+    data = Path(__file__).parents[4] / "shared" / "data" / "math_levels" / "test.parquet"
+    if not data.exists():
+        pytest.skip("the labelled questions of ../shared/data are not here")
+    examples = read_labelled(str(data), "question", "level")
+    scores, masses = _scores(EMBEDDED_JUDGE, examples.questions)
+    figures = evaluate(scores, examples.labels, 4.0)
+    assert figures["spearman"] >= 0.60
+    assert figures["auc"] >= 0.79
+    assert float(masses.min()) > 0.9

@@ -1,0 +1,156 @@
+"""The score store: parts, keys, and one row per key whatever was written by whom and in which order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2r_ray.errors import S2RError
+from s2r_ray.storage import Place
+from s2r_ray.store import ScoreStore, fingerprint_digest
+from tests.fakes import HashJudge
+
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.one_of(st.none(), st.sampled_from([0.0, 0.25, 1.0])),
+        st.sampled_from([0.5, 1.0]),
+        st.sampled_from(["failed", "no_answer"]),
+        st.sampled_from(["a", "b"]),
+    ).map(lambda row: make(*row)),
+    max_size=5,
+)
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def make(
+    number: int, value: float | None, mass: float = 1.0, status: str = "failed", detail: str = ""
+) -> dict[str, Any]:
+    """A row of a part: a fault where there is no value."""
+    ok = value is not None
+    return {
+        "key": key(number),
+        "value": value,
+        "label_mass": mass if ok else None,
+        "status": "ok" if ok else status,
+        "detail": None if ok else detail,
+    }
+
+
+def store_at(folder: Path) -> ScoreStore:
+    return ScoreStore.at(Place.of(folder), "difficulty", "0" * 32, ["label_mass"])
+
+
+def append(store: ScoreStore, *rows: dict[str, Any]) -> None:
+    store.append(pa.Table.from_pylist(list(rows), store.schema()))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """Catches: values, extras or faults that come back changed, or keys that are not in order."""
+    store = store_at(tmp_path)
+    rows = [make(3, 0.5, 0.9), make(1, None, detail="why"), make(2, 0.1)]
+    append(store, rows[0])
+    append(store, rows[1], rows[2])
+    table = store.read()
+    assert table.schema.equals(store.schema())
+    assert table.to_pylist() == [rows[1], rows[2], rows[0]]
+    assert sorted(store.keys().to_pylist()) == [key(1), key(2), key(3)]
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    """Catches: the first run, which finds nothing, and a part without rows."""
+    store = store_at(tmp_path)
+    for _ in range(2):
+        assert store.read().num_rows == 0
+        assert store.read().schema.equals(store.schema())
+        assert store.keys().to_pylist() == []
+        assert store.keys().type == pa.binary(16)
+        append(store)
+    assert len(store.parts()) == 2
+
+
+def test_parts_are_never_overwritten(tmp_path: Path) -> None:
+    """Catches: two runs whose parts have one name, of which one is lost."""
+    for _ in range(3):
+        append(store_at(tmp_path), make(1, 0.5))
+    assert len(store_at(tmp_path).parts()) == 3
+    assert store_at(tmp_path).read().num_rows == 1
+
+
+def test_an_ok_row_wins_over_a_fault(tmp_path: Path) -> None:
+    """Catches: a question left out although another run could judge it."""
+    store = store_at(tmp_path)
+    append(store, make(1, None), make(2, 0.75))
+    append(store, make(1, 0.25), make(2, None))
+    append(store, make(1, 0.5))
+    assert store.read()["value"].to_pylist() == [0.25, 0.75]
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=st.lists(ROWS, min_size=1, max_size=4), order=st.randoms(use_true_random=False))
+def test_the_result_is_what_was_judged(
+    parts: list[list[dict[str, Any]]], order: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Catches: a result that depends on who came first, or on the random names of parts."""
+    rows = [row for part in parts for row in part]
+    tables = []
+    for turn in range(2):
+        store = store_at(tmp_path_factory.mktemp("store"))
+        for part in parts if turn == 0 else [rows[: len(rows) // 2], rows[len(rows) // 2 :]]:
+            append(store, *part)
+        order.shuffle(rows)
+        tables.append(store.read())
+    assert tables[0].to_pylist() == tables[1].to_pylist()
+    found = {row["key"]: row for row in tables[0].to_pylist()}
+    assert list(found) == sorted({row["key"] for row in rows})
+    assert len(found) == tables[0].num_rows
+    for name, row in found.items():
+        assert row in rows
+        values = [other["value"] for other in rows if other["key"] == name and other["value"] is not None]
+        assert row["value"] == min(values, default=None)
+
+
+def test_a_wrong_table_is_refused(tmp_path: Path) -> None:
+    """Catches: a part with other columns, which would make every later read fail."""
+    store = store_at(tmp_path)
+    with pytest.raises((ValueError, pa.ArrowInvalid, S2RError)):
+        store.append(pa.table({"key": pa.array([key(1)], pa.binary(16)), "value": [0.5]}))
+    assert store.parts() == []
+
+
+def test_what_else_lies_there_is_not_a_part(tmp_path: Path) -> None:
+    """Catches: a half-written temporary file, or about.json, read as scores."""
+    store = store_at(tmp_path)
+    append(store, make(1, 0.5))
+    store.describe({"a": 1})
+    Path(store.place.uri, ".part-x.parquet.0.tmp").write_bytes(b"half")
+    assert len(store.parts()) == 1
+    assert store.read().num_rows == 1
+
+
+def test_describe_once(tmp_path: Path) -> None:
+    """Catches: an about.json that does not say what the fingerprint stands for, or that changes later."""
+    store = store_at(tmp_path)
+    store.describe({"model": "x"})
+    store.describe({"model": "y"})
+    assert json.loads(store.place.child("about.json").read_bytes()) == {"model": "x"}
+
+
+def test_fingerprints() -> None:
+    """Catches: scores shared by two judges, or lost because a dictionary was built in another order."""
+    assert fingerprint_digest({"a": 1, "b": [2]}) == fingerprint_digest({"b": [2], "a": 1})
+    assert fingerprint_digest({"a": 1}) != fingerprint_digest({"a": "1"})
+    out = Place.of("/out")
+    stores = {ScoreStore.of(out, HashJudge(levels=levels)) for levels in (2, 3)}
+    assert len(stores) == 2
+    assert ScoreStore.of(out, HashJudge(workers=1)) == ScoreStore.of(out, HashJudge(workers=9))
+    assert next(iter(stores)).place.uri.startswith("/out/scores/difficulty/")
