@@ -295,6 +295,10 @@ def _overrides(
     verbose: bool = False,
 ) -> dict[str, Any]:
     """Options as configuration keys; what was not given is left out."""
+    from s2r_ray.errors import UsageError
+
+    if preset and not pool:
+        raise UsageError("--preset goes with --pool; for pools of the configuration file set `preset` there")
     judge_keys = {name: value for name, value in {"model": judge, "engine": engine}.items() if value is not None}
     keys: dict[str, Any] = {
         "pools": [{"uri": uri, "preset": preset} for uri in pool] if pool else None,

@@ -55,7 +55,7 @@ def connected(address: str | None, *, logs: bool = False) -> Iterator[Cluster]:
     except UsageError:
         raise
     except S2RError as error:
-        raise S2RError(f"{error}. Logs of Ray and the engine: {path}") from error
+        raise S2RError(f"{str(error).rstrip('.')}. Logs of Ray and the engine: {path}") from error
 
 
 @contextmanager

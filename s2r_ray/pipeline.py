@@ -122,6 +122,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
     try:
         for position, (place, section) in enumerate(zip(roots, config.pools, strict=True)):
             root, files = place.glob()
+            _check_apart(out, root)
             known = pool_files(files, str(place))
             mapping = section.resolved_mapping()
             pool = PoolIndex(
@@ -138,11 +139,28 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
         raise UsageError(str(error)) from error
     fresh = tuple(item for item in keyed if item[1] not in done)
     # Last, because these load the model library, which takes seconds.
-    if fresh:
-        load_tokenizer(tokenizer.folder)
     if signals is None:
         signals = [make(config) for make in SIGNALS.values()]
+    if fresh:
+        load_tokenizer(tokenizer.folder)
+    _check_columns(signals)
     return Plan(config, out, tuple(pools), tuple(keyed), fresh, tuple(signals), weights)
+
+
+def _check_apart(out: Place, pool: Place) -> None:
+    if f"{out.uri}/".startswith(f"{pool.uri}/"):
+        raise UsageError(
+            f"the output place {out} lies in the pool {pool}, whose files it would join; choose another --out"
+        )
+
+
+def _check_columns(signals: Sequence[Signal]) -> None:
+    columns = [name for signal in signals for name in (signal.name, *signal.extras)]
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"two signals have a column called {', '.join(twice)}; signals and extras need their own names"
+        )
 
 
 def index_and_score(plan: Plan, progress: Progress) -> Scored:

@@ -16,6 +16,7 @@ from s2r_ray.storage import Place
 
 _SHOWN_ROWS = 20
 _QUESTION_CHARACTERS = 300
+_LOCATION = {"pool", "sample_id", "file", "row", "generation", "question_key"}
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -28,6 +29,7 @@ def write_report(out: Place, run: Place, snapshot: Snapshot, record: RunRecord, 
         rows=top_rows_with_questions(out, snapshot, ranking.top.slice(0, _SHOWN_ROWS)),
         quantiles=_QUANTILES,
         spread=_spread(run),
+        signals=list(record.fingerprints),
     )
     run.child("report.html").write_bytes(page.encode("utf-8", "replace"))
 
@@ -51,10 +53,11 @@ def top_rows_with_questions(out: Place, snapshot: Snapshot, top: pa.Table) -> li
 
 def _spread(run: Place) -> dict[str, list[float]]:
     """Quantiles of the ranked rows' columns, read part by part."""
-    columns = ["difficulty", "label_mass", "trace_tokens", "trace_tokens_unique"]
     parts = []
     for file in run.child("ranking").files():
         with run.child("ranking", file.path).open_input() as source:
-            parts.append(pq.read_table(source, columns=columns))
+            names = pq.ParquetFile(source).schema_arrow.names
+            measured = [name for name in names if name not in _LOCATION and not name.startswith("rank_")]
+            parts.append(pq.read_table(source, columns=measured))
     table = pa.concat_tables(parts)
-    return {name: pc.quantile(table[name], list(_QUANTILES)).to_pylist() for name in columns}
+    return {name: pc.quantile(table[name], list(_QUANTILES)).to_pylist() for name in table.column_names}

@@ -21,7 +21,7 @@ from s2r_ray.errors import S2RError, UsageError
 _GLOB = re.compile(r"[*?\[]")
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
-_PROBE_SECONDS = 6
+_PROBE_SECONDS = 5
 
 
 @dataclass(frozen=True)

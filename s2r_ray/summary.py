@@ -12,15 +12,8 @@ from s2r_ray.selection import manifest_place
 from s2r_ray.storage import Place
 
 _ROWS = 10
-_COLUMNS = {
-    "position": "#",
-    "sample_id": "sample",
-    "difficulty": "difficulty",
-    "trace_tokens_unique": "tokens",
-    "rank_difficulty": "rank difficulty",
-    "rank_length": "rank length",
-    "rank_joint": "joint",
-}
+_NOT_SHOWN = {"pool", "file", "row", "generation", "question_key", "label_mass", "trace_tokens"}
+_TITLES = {"position": "#", "sample_id": "sample", "trace_tokens_unique": "tokens", "rank_joint": "joint"}
 
 
 def run_summary(record: RunRecord, place: Place) -> dict[str, Any]:
@@ -44,12 +37,15 @@ def top_table(record: RunRecord, place: Place) -> str:
 
     largest = max(record.budgets, key=lambda budget: record.budgets[budget])
     with manifest_place(place, largest).open_input() as source:
-        rows = next(pq.ParquetFile(source).iter_batches(_ROWS, columns=list(_COLUMNS))).to_pylist()
+        file = pq.ParquetFile(source)
+        columns = [name for name in file.schema_arrow.names if name not in _NOT_SHOWN]
+        rows = next(file.iter_batches(_ROWS, columns=columns)).to_pylist()
     table = Table(box=None, pad_edge=False)
-    for name, title in _COLUMNS.items():
+    for name in columns:
+        title = _TITLES.get(name, name.replace("_", " "))
         table.add_column(title, justify="left" if name == "sample_id" else "right", overflow="ellipsis", no_wrap=True)
     for row in rows:
-        table.add_row(*(_shown(row[name]) for name in _COLUMNS))
+        table.add_row(*(_shown(row[name]) for name in columns))
     sink = io.StringIO()
     console = Console(file=sink, width=110)
     console.print(table)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,12 @@ from scipy.stats import rankdata
 
 from s2r_ray import pipeline, readers, selection
 from s2r_ray.config import load_config
+from s2r_ray.errors import UsageError
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord
+from s2r_ray.signals.base import Scores, Subject
 from s2r_ray.storage import Place
+from s2r_ray.summary import top_table
 from s2r_ray.synth import make_rows
 from tests.command import results
 from tests.fakes import HashJudge
@@ -32,6 +36,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 CUTOFF = 1500
 BUDGETS = ("2", "5", "10", "33.3", "100")
 NUMBERS = ["difficulty", "trace_tokens", "trace_tokens_unique", "rank_difficulty", "rank_length", "rank_joint"]
+
+
+class Novelty(HashJudge):
+    """A second signal, without further columns; larger where the first is smaller."""
+
+    name: ClassVar[str] = "novelty"
+    extras: ClassVar[tuple[str, ...]] = ()
+
+    def score(self, batch: Sequence[Subject]) -> Scores:
+        return Scores(1 - super().score(batch).values)
 
 
 def pool_rows() -> pa.Table:
@@ -298,3 +312,34 @@ def test_other_weights(
         )
         assert top["sample_id"].tolist() == by_hand["sample_id"].tolist()
         assert (top["rank_joint"] == top["rank_length" if first != "difficulty" else "rank_difficulty"]).all()
+
+
+def test_signals_that_the_package_does_not_know(pool: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Would catch a stage, report or table that counts on a signal called difficulty, and scores of two signals that
+    land in each other's columns."""
+    settings = {
+        "pools": [{"uri": str(pool)}],
+        "out": str(tmp_path / "out"),
+        "tokenizer": str(tokenizer_dir),
+        "weights": {"novelty": "0.5", "difficulty": "0.5"},
+    }
+    quiet = Progress(quiet=True)
+    _, place = pipeline.run(load_config(None, settings), quiet, signals=[HashJudge(), Novelty()])
+    ranking = pq.read_table(Path(place.uri) / "ranking")
+    assert {"difficulty", "novelty", "rank_difficulty", "rank_novelty", "rank_length"} <= set(ranking.column_names)
+    assert set((ranking["difficulty"].to_numpy() + ranking["novelty"].to_numpy()).tolist()) == {1.0}
+    # Opposite signals of equal weight: the ranks add up to N + 1 in every row.
+    assert set(ranking["rank_joint"].to_numpy().tolist()) == {(ranking.num_rows + 1) / 2}
+    alone = load_config(None, {**settings, "weights": {"novelty": "1"}, "out": str(tmp_path / "alone")})
+    record, place = pipeline.run(alone, quiet, signals=[Novelty()])
+    assert "novelty" in top_table(record, place)
+    with pytest.raises(UsageError, match="label_mass"):
+        pipeline.prepare(load_config(None, {**settings, "weights": {"length": "1"}}), [HashJudge(), HashJudge()])
+
+
+def test_output_in_the_pool_is_refused(pool: Path, tokenizer_dir: Path) -> None:
+    """Would catch an index that is read as part of the pool by the next run."""
+    for out in (pool, pool / "selection"):
+        settings = {"pools": [{"uri": str(pool)}], "out": str(out), "tokenizer": str(tokenizer_dir)}
+        with pytest.raises(UsageError, match="lies in the pool"):
+            pipeline.prepare(load_config(None, settings), [HashJudge()])

@@ -77,9 +77,10 @@ def line(question: Any, solution: Any) -> bytes:
 def test_rows_and_questions(pool: PoolIndex) -> None:
     """Catches: a question judged that no candidate asks, one that is missing, bad lines without a row."""
     data = line("Q1", "a") + line("Q2", "") + b"bad\n" + line("Q1", "b") + line(7, "c") + line("Q3", "d")
+    data += line("too long a trace", "a b " * 9000)
     unit = put(pool, "a.jsonl", data)
     outcome = index(pool, unit)
-    assert (outcome.key, outcome.path, outcome.traces) == (pool.key(unit), "a.jsonl", 6)
+    assert (outcome.key, outcome.path, outcome.traces) == (pool.key(unit), "a.jsonl", 7)
     assert outcome.counted_by in ("gigatoken", "tokenizers")
     found = sorted(rows(pool, unit), key=lambda row: row["row"])
     assert [(row["row"], row["reason"]) for row in found] == [
@@ -89,7 +90,9 @@ def test_rows_and_questions(pool: PoolIndex) -> None:
         (3, None),
         (4, "not_a_string"),
         (5, None),
+        (6, "over_cutoff"),
     ]
+    assert found[6]["question_key"] == content_key("too long a trace")
     assert found[2]["sample_id"] == "row-2#0"
     assert found[2]["detail"].startswith("not JSON")
     assert questions(pool, unit) == [

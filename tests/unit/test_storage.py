@@ -105,6 +105,15 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["c.bin"]
 
 
+def test_a_reader_keeps_the_object_it_opened(tmp_path: Path) -> None:
+    """Catches: an object written over in place, of which a reader sees the old beginning and the new end."""
+    place = Place.of(tmp_path / "object")
+    place.write_bytes(b"old")
+    with place.open_input() as source:
+        place.write_bytes(b"newer")
+        assert source.read() == b"old"
+
+
 def test_a_failed_write_leaves_the_old_object(tmp_path: Path) -> None:
     """Catches: a killed or failed writer that leaves half an object, or none, in the place of a good one."""
     place = Place.of(tmp_path / "object")
