@@ -57,6 +57,12 @@ class PoolSection(_Section):
     preset: str | None = Field(None, description="Name of a column mapping that ships in the package")
     mapping: Mapping | None = Field(None, description="A column mapping of your own")
 
+    @model_validator(mode="after")
+    def _preset_or_mapping(self) -> PoolSection:
+        if self.preset is not None and self.mapping is not None:
+            raise ValueError("a pool takes a preset or a mapping, not both")
+        return self
+
     def resolved_mapping(self) -> Mapping:
         """The mapping itself, else the preset's, else the default preset's."""
         return self.mapping or preset(self.preset or DEFAULT_PRESET)
@@ -86,6 +92,11 @@ class JudgeSection(_Section):
     dtype: str = Field("auto", description="Weights' type in the engine: auto, float32, bfloat16, float16")
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_as_text(cls, value: Any) -> Any:
+        return tuple(map(str, value)) if isinstance(value, list | tuple) else value
 
     @property
     def is_embedded(self) -> bool:

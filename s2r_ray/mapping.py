@@ -29,7 +29,7 @@ class ChatMapping(BaseModel):
 class Mapping(BaseModel):
     """Which column is what. Either `question` and `traces`, or `chat`.
 
-    `question`: one column, or several joined with a blank line, empty ones left out.
+    `question`: one column, or several joined with a blank line; those after the first may be missing or empty.
     `traces`: the response; a string, or a list of strings with one response per generation.
     `thinking`: the reasoning alone, where a pool keeps it apart from the response.
     `id`: without it a sample's id is the hash of its question and trace.
@@ -69,13 +69,17 @@ class Mapping(BaseModel):
         flags = [self.verified, self.complete, self.finish_reason, *self.groups.values()]
         return tuple(dict.fromkeys(name for name in [*named, *flags] if name))
 
+    def optional(self) -> tuple[str, ...]:
+        """Columns that a file may lack: parts of the question after the first, such as Alpaca's `input`."""
+        return self.question[1:]
+
     def check(self, found: Sequence[str], where: str) -> None:
         """Compare with a file's columns.
 
         Raises:
             UsageError: a column is missing; says which columns there are and what was wanted.
         """
-        missing = [name for name in self.columns() if name not in found]
+        missing = [name for name in self.columns() if name not in found and name not in self.optional()]
         if missing:
             raise UsageError(
                 f"{where}: column {', '.join(map(repr, missing))} not found. The file has: {', '.join(found)}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -114,7 +115,7 @@ def read_unit(
     """The unit's rows in file order.
 
     Args:
-        columns: what to read; nothing else is decoded.
+        columns: what to read; nothing else is decoded. One that `check` lets the file lack is None in every row.
         check: called with the columns that the file has and its address before the first batch.
 
     Raises:
@@ -142,8 +143,10 @@ def _read_parquet(
         raise ValueError(f"more than one column is called {', '.join(map(repr, twice))}")
     groups = list(range(*unit.row_groups)) if unit.row_groups else None
     row = unit.first_row
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=list(columns)):
-        yield Batch(row, {name: batch.column(name).to_pylist() for name in columns}, {})
+    present = [name for name in columns if name in found]
+    for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=present):
+        values = {name: batch.column(name).to_pylist() for name in present}
+        yield Batch(row, {name: values.get(name, [None] * batch.num_rows) for name in columns}, {})
         row += batch.num_rows
 
 
@@ -151,7 +154,8 @@ def _read_jsonl(
     source: IO[bytes], unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[Batch]:
     suffix = next(ending for ending in _JSONL_OPENERS if unit.path.endswith(ending))
-    lines = enumerate(_JSONL_OPENERS[suffix](source))
+    # Blank lines are no rows, as for the usual JSONL loaders: rows are counted without them.
+    lines = enumerate(line for line in _JSONL_OPENERS[suffix](source) if line.strip())
     first = True
     while chunk := list(islice(lines, _BATCH_ROWS)):
         rows, faults = _parse([line for _, line in chunk])
@@ -166,7 +170,7 @@ def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[int, str]
     faults: dict[int, str] = {}
     for offset, line in enumerate(lines):
         try:
-            row = orjson.loads(line)
+            row = orjson.loads(line.removeprefix(codecs.BOM_UTF8))
         except orjson.JSONDecodeError as error:
             row, faults[offset] = {}, f"not JSON: {error}"
         if not isinstance(row, dict):

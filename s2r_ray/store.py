@@ -100,11 +100,18 @@ class ScoreStore:
         return table.filter(pa.array(np.concatenate([[True], ~repeated.to_numpy(zero_copy_only=False)])))
 
     def keys(self) -> pa.Array:
-        """The keys judged so far, in no order, possibly repeated."""
+        """The keys that need no judging, in no order, possibly repeated.
+
+        A key whose judging failed is not among them: what failed may pass the next time.
+        """
         with ThreadPoolExecutor(_READ_THREADS) as threads:
-            columns = list(threads.map(lambda name: self._read_part(name, ["key"])["key"], self.parts()))
+            columns = list(threads.map(self._read_settled, self.parts()))
         chunks = [chunk for column in columns for chunk in column.chunks]
         return pa.concat_arrays(chunks) if chunks else pa.array([], _KEY)
+
+    def _read_settled(self, name: str) -> pa.ChunkedArray:
+        table = self._read_part(name, ["key", "status"])
+        return table.filter(pc.not_equal(table["status"], str(Status.FAILED)))["key"]
 
     def _read_part(self, name: str, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(pa.BufferReader(self.place.child(name).read_bytes()), columns=columns)

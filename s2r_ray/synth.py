@@ -40,6 +40,7 @@ _SOURCES = ("olympiads", "cn_contest", "aops_forum", "amc_aime", "olympiads_ref"
 _NAMES = ("Ana", "Bao", "Chidi", "Dana", "Eero", "Farah", "Goro", "Hana")
 _HESITATIONS = ("Wait, let me check that.", "Alternatively, go backwards.", "Hmm, maybe not.", "However, it adds up.")
 _LOOPED, _UNFINISHED, _WRONG, _NO_VERDICT, _REPEATED_QUESTION = 0.08, 0.12, 0.15, 0.04, 0.1
+_CUT_BUT_RIGHT = 0.3
 
 
 def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000) -> int:
@@ -125,7 +126,7 @@ def _trace(problem: _Problem, dice: random.Random) -> dict[str, Any]:
         steps = steps[: max(1, len(steps) // 2)]
     body = "<think>\n" + "\n\n".join(steps)
     text = f"{body}\n</think>\n\nThe answer is \\boxed{{{answer}}}." if complete else body
-    return {"text": text, "complete": complete, "right": right and complete}
+    return {"text": text, "complete": complete, "right": right and (complete or dice.random() < _CUT_BUT_RIGHT)}
 
 
 def _work(value: int, operation: str, operand: int, dice: random.Random) -> str:

@@ -254,7 +254,7 @@ def test_a_synthetic_pool_is_accounted_for(pool: PoolIndex) -> None:
     traces = sum(len(row) for unit in units for row in _generations(pool.root.child(unit.path).uri))
     found = [row for unit in units for row in rows(pool, unit)]
     assert sum(outcome.traces for outcome in outcomes) == len(found) == traces
-    assert {row["reason"] for row in found} == {None, "unverified", "not_chosen"}
+    assert {row["reason"] for row in found} == {None, "unverified", "incomplete", "not_chosen"}
 
 
 def test_the_real_pool_is_accounted_for(pool: PoolIndex, shared: Callable[..., Path]) -> None:

@@ -119,7 +119,7 @@ def test_unicode_line_ends_inside_texts(tmp_path: Path) -> None:
 
 def test_bad_lines(tmp_path: Path) -> None:
     """Catches: one bad line that loses its file, a bad line without a word, and neighbours shifted by it."""
-    bad = [b"{", b"[1]", b'"text"', b"null", b"3", b"", b"\xff\xfe", b'{"q": NaN}', b'{"q": "\\ud800"}']
+    bad = [b"{", b"[1]", b'"text"', b"null", b"3", b"\xff\xfe", b'{"q": NaN}', b'{"q": "\\ud800"}']
     good = b'{"q": "Q", "t": "T"}'
     data = b"\n".join([good, *[line for fault in bad for line in (fault, good)]])
     (batch,) = read(tmp_path, put(tmp_path, "x.jsonl", data))
@@ -128,6 +128,24 @@ def test_bad_lines(tmp_path: Path) -> None:
     assert batch.faults[1].startswith("not JSON: ")
     assert batch.faults[3] == "expected an object, found list"
     assert batch.faults[7] == "expected an object, found NoneType"
+
+
+def test_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    """Catches: a file edited on Windows or ended with blank lines that is full of faults, and rows that are then
+    numbered otherwise than the usual loaders number them."""
+    (batch,) = read(
+        tmp_path,
+        put(tmp_path, "x.jsonl", b"\xef\xbb\xbf" + b"\n\n".join([lines([row]) for row in ROWS[:9]]) + b"\n \n"),
+    )
+    assert not batch.faults
+    assert flat([batch]) == [(row.get("q"), row.get("t")) for row in ROWS[:9]]
+
+
+def test_a_column_that_may_be_missing(tmp_path: Path) -> None:
+    """Catches: an Alpaca file without `input`, in Parquet or JSONL, that is refused or cannot be read."""
+    for unit in (put(tmp_path, "x.jsonl", lines([{"q": "a"}])), put_parquet(tmp_path, [{"q": "a"}])):
+        (batch,) = read_unit(Place.of(tmp_path), unit, ["q", "t"], lambda found, where: None)
+        assert batch.columns == {"q": ["a"], "t": [None]}
 
 
 def test_rows_without_a_column(tmp_path: Path) -> None:
