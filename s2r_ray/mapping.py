@@ -34,7 +34,7 @@ class Mapping(BaseModel):
     `thinking`: the reasoning alone, where a pool keeps it apart from the response.
     `id`: without it a sample's id is the hash of its question and trace.
     `verified`, `complete`, `finish_reason`: one value per generation (a list) or per row; absent = not checked.
-    `groups`: columns carried along for the report and for strata.
+    `groups`: columns carried along for the report and for strata; a file may lack them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,8 +70,8 @@ class Mapping(BaseModel):
         return tuple(dict.fromkeys(name for name in [*named, *flags] if name))
 
     def optional(self) -> tuple[str, ...]:
-        """Columns that a file may lack: parts of the question after the first, such as Alpaca's `input`."""
-        return self.question[1:]
+        """Columns that a file may lack: groups, and parts of the question after the first, as Alpaca's `input`."""
+        return (*self.question[1:], *self.groups.values())
 
     def check(self, found: Sequence[str], where: str) -> None:
         """Compare with a file's columns.
