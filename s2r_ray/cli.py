@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from s2r_ray import __version__
 from s2r_ray.errors import S2RError
 
 # Typer's base class of usage errors has no public name; its public errors derive from it.
@@ -53,6 +54,19 @@ Budgets = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Ray and the engine.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"s2r_ray {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    """Pick the few per cent of a pool of reasoning traces that are worth training on."""
 
 
 @app.command()
@@ -110,7 +124,7 @@ def plan(
         _print_json(summary)
         return
     for name, value in summary.items():
-        shown = f"{value:,}" if isinstance(value, int) else value
+        shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
         sys.stdout.write(f"{name.replace('_', ' '):<28} {shown}\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from s2r_ray.signals.base import Resources
 
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _MOST_BLOCKS = 4096
+_CONNECT_SECONDS = 5
 _MESSAGE_CHARACTERS = 600
 _RAISED = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)): (.+)$", re.MULTILINE)
 
@@ -78,6 +80,8 @@ def _connect(address: str | None, logs: bool) -> None:
     import ray
 
     where = address or os.environ.get("RAY_ADDRESS")
+    if where:
+        _check_answers(where)
     common: dict[str, Any] = {"logging_level": logging.INFO if logs else logging.ERROR, "log_to_driver": logs}
     try:
         if where:
@@ -92,6 +96,20 @@ def _connect(address: str | None, logs: bool) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UsageError(f"cannot reach Ray at {where or 'this machine'}: {str(error).splitlines()[0]}") from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries an address that nobody answers for many minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # "auto" and the like: Ray finds out at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address} ({error}); start one, or unset RAY_ADDRESS and workers.address "
+            "to use this machine"
+        ) from error
 
 
 def _quiet_ray_data() -> None:

@@ -89,7 +89,9 @@ class JudgeSection(_Section):
     min_label_mass: float = Field(0.5, ge=0, le=1, description="Below this the judge did not answer the question")
     max_prompt_tokens: int = Field(4096, ge=16, description="Longer prompts are excluded, never cut")
     engine: Literal["vllm", "transformers"] = "vllm"
-    dtype: str = Field("auto", description="Weights' type in the engine: auto, float32, bfloat16, float16")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights' type in the engine; auto: what the model states"
+    )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
 

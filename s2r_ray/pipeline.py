@@ -56,11 +56,12 @@ class Plan:
 class Scored:
     """Stages 1 and 2 done: what ranking needs, and what they did. Kept as `OUT/index/scored.json` for `select`.
 
-    `stores`: signal name -> {"digest", "extras", "fingerprint"} of its score store.
+    `stores`: signal name -> {"digest", "extras", "fingerprint"} of its score store; `index`: what its rows depend on.
     """
 
     snapshot: Snapshot
     stores: dict[str, dict[str, Any]]
+    index: dict[str, Any]
     config: dict[str, Any]
     counts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -196,6 +197,10 @@ def index_and_score(plan: Plan, progress: Progress) -> Scored:
             }
             for signal in plan.signals
         },
+        {
+            "tokenizer": plan.pools[0].tokenizer_identity,
+            "fingerprints": [pool.fingerprint for pool in plan.pools],
+        },
         recorded_config(plan.config),
         counts,
         seconds,
@@ -224,6 +229,7 @@ def rank_and_publish(
         config=scored.config,
         pools=list(scored.snapshot.pools),
         snapshot=scored.snapshot.digest(),
+        index=scored.index,
         fingerprints={name: about["fingerprint"] for name, about in scored.stores.items()},
         counts={"indexed": ranking.indexed, "ranked": ranking.ranked, "excluded": excluded, **scored.counts},
         excluded=ranking.excluded,
@@ -242,7 +248,7 @@ def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
 
 def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float]) -> Snapshot:
     """Stage 1: read what is new, within the budget for bad files."""
-    pools = tuple(pool.root.uri for pool in plan.pools)
+    pools = tuple(place.uri for place in plan.config.pool_places())
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(pools, plan.units)
@@ -339,7 +345,10 @@ def _read_scored(out: Place) -> Scored:
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
     content = json.loads(place.read_bytes())
     snapshot = out.child("index", "snapshots", f"{content.pop('snapshot')}.json").read_bytes()
-    return Scored(Snapshot.from_json(snapshot), **content)
+    try:
+        return Scored(Snapshot.from_json(snapshot), **content)
+    except TypeError as error:
+        raise UsageError(f"{place} was left by another version; run `s2r score` with this --out again") from error
 
 
 def summarize(plan: Plan) -> dict[str, Any]:
@@ -347,11 +356,11 @@ def summarize(plan: Plan) -> dict[str, Any]:
 
     Questions of files that are not indexed yet are unknown; those of indexed files are counted.
     """
-    indexed = Snapshot(
-        tuple(pool.root.uri for pool in plan.pools), tuple(item for item in plan.units if item not in set(plan.fresh))
-    )
+    fresh = set(plan.fresh)
+    pools = tuple(place.uri for place in plan.config.pool_places())
+    indexed = Snapshot(pools, tuple(item for item in plan.units if item not in fresh))
     summary: dict[str, Any] = {
-        "pools": ", ".join(indexed.pools),
+        "pools": list(pools),
         "output": plan.out.uri,
         "files_or_parts": len(plan.units),
         "to_read": len(plan.fresh),
@@ -363,7 +372,9 @@ def summarize(plan: Plan) -> dict[str, Any]:
         pending = find_pending(plan.out, indexed, store)
         summary |= {
             f"{signal.name}_fingerprint": fingerprint_digest(signal.fingerprint()),
-            f"{signal.name}_to_judge_in_indexed_files": len(pending),
+            f"{signal.name}_to_judge": len(pending)
+            if not fresh
+            else f"{len(pending)}, and what is new in the files to read",
             f"{signal.name}_judged_before": pending.distinct - len(pending),
         }
     return summary

@@ -36,8 +36,9 @@ class Stage:
 
     @property
     def rate(self) -> float:
-        """Done per second since the first were done: what came before (starting, loading) would only mislead."""
-        if self._first is not None and self.done > self._first[1]:
+        """Done per second: under way since the first were done (what came before, such as loading, would only
+        mislead), at the end over the whole stage."""
+        if self._first is not None and self._first[1] < self.done < self.total:
             return (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
         return self.done / max(self.seconds, 1e-9)
 

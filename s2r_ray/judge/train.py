@@ -9,34 +9,38 @@ What makes so small a model generalise from some ten thousand questions:
 - The embedding of a rare token moves little. Adam with the usual epsilon gives every token the same step however
   seldom it is seen, and the model learns rare words by heart; with an epsilon above the typical gradient
   (`embedding_eps`) steps are in proportion to the gradient, as in ridge regression on token counts.
-- Attention starts nearly uniform and its values at full scale, so the model starts as a bag of tokens.
-- Half of the target is the forecast of a linear model, TF-IDF over token n-grams with ridge regression, for questions
-  that it was not fitted on (`teacher`). Its forecast carries less noise than the label does.
-- Tokens are masked at random, at a rate that is itself random per question.
-- The weights that are kept are a moving average, judged on held-out questions after every epoch.
+- The model starts as a linear model of its tokens, written into its weights (`start_as_bag`).
+- More than half of the target is the forecast of a linear model, TF-IDF over token n-grams with ridge regression, that
+  was not fitted on the question (`teacher`). It carries less noise than the label does, and it reads the question with
+  the same tokens masked as the student does, so that it tells something new in every epoch.
+- The masked tokens are drawn anew each time, at a rate that is itself random per question.
+- The weights that are kept are a moving average, judged on held-out questions after every epoch. With the number of
+  epochs known, the held-out questions join the others in a last training (`refit`).
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
+import shlex
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s2r_ray.errors import UsageError
-from s2r_ray.judge.evaluate import Examples, FloatArray, evaluate, question_chars
+from s2r_ray.judge.evaluate import Examples, FloatArray, evaluate, question_chars, spearman
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt, PromptEncoder
+from s2r_ray.judge.ridge import FoldModels, IntArray, deal, fit_folds, fit_ridge, vocabulary, weighted
 
 Progress = Callable[[str], None]
-IntArray = NDArray[np.int64]
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -51,6 +55,10 @@ CHAT_TEMPLATE = (
 _PIECES = r"\d|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 _SCORE_BATCH = 64
 _BUCKET_BATCHES = 20
+_OPTIONS = ("epochs", "learning_rate", "seed", "threads", "holdout_fraction")
+# The start as a bag of tokens: scale of the token weights beside embeddings of 0.02, of the labels' reading, and of
+# what else is written to the stream.
+_BAG_SCALE, _BAG_READ, _BAG_REST = 0.05, 0.1, 0.05
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,17 @@ class TrainConfig:
         vocabulary, width, layers, feed_forward, heads, head_width: the model's shape from scratch.
         learning_rate: peak, after `warmup` (share of all steps); cosine down to `final_rate` of it.
         embedding_rate: times `learning_rate`, for the (tied) embedding; `embedding_eps` its Adam epsilon.
-        teacher: weight of the linear model's out-of-fold forecast in the target; 1 - teacher is the label's.
-        splices: per epoch, new prompts made of two halves of real ones, as a share of those; only the teacher's
-            forecast is their target.
-        teacher_ngram, teacher_folds, teacher_penalty: its longest n-gram (up to 3), number of folds, and ridge penalty.
+        teacher: weight of the out-of-fold forecast in the target; 1 - teacher is the label's.
+        teacher_ngram, teacher_folds, teacher_penalty: the linear model's longest n-gram (up to 3), number of folds, and
+            ridge penalty.
+        refit: train the weights that are saved on all questions, held-out ones too, for the epochs these chose. The
+            figures stay those of the first training. Not with `base`.
+        start_penalty: ridge penalty of the linear model that a new model starts as; 0 starts from random weights.
         token_dropout: mean share of a question's tokens that are masked; per question uniform in 0..2x this.
         embedding_dropout, output_dropout: of the input embeddings, and of the state that gives the answer.
         average: decay per step of the moving average of the weights.
         max_tokens: longer prompts lose their middle in training (never in scoring).
-        threads: of torch; None leaves torch's own choice. The result depends on it in the last bits.
+        threads: torch uses; None leaves torch's own choice. The result depends on it in the last bits.
         bfloat16: mixed precision in training; scores are always computed in float32.
     """
 
@@ -91,9 +101,9 @@ class TrainConfig:
     heads: int = 2
     head_width: int = 64
     context: int = 4096
-    epochs: int = 6
+    epochs: int = 7
     batch: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 7e-4
     warmup: float = 0.1
     final_rate: float = 0.05
     embedding_rate: float = 3.0
@@ -101,10 +111,11 @@ class TrainConfig:
     weight_decay: float = 0.1
     beta2: float = 0.98
     teacher: float = 0.6
-    splices: float = 1.0
     teacher_ngram: int = 3
     teacher_folds: int = 8
     teacher_penalty: float = 2.0
+    refit: bool = True
+    start_penalty: float = 3.0
     token_dropout: float = 0.3
     embedding_dropout: float = 0.1
     output_dropout: float = 0.0
@@ -117,7 +128,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out. `held_out` and `history` are `evaluate`'s figures on the held-out questions, plus label mass."""
+    """What came out.
+
+    Attributes:
+        train_rows: questions that the saved weights were trained on.
+        held_out, history: `evaluate`'s figures on the held-out questions, of the best epoch and of every one, plus
+            label mass and loss; of a model that never trained on them, whatever `refit` says.
+        teacher: Spearman of the linear model's out-of-fold forecasts with the labels.
+    """
 
     out_dir: Path
     parameters: int
@@ -125,11 +143,23 @@ class TrainResult:
     best_epoch: int
     held_out: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
+    teacher: float | None = None
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What all trainings of one judge share. `folder` holds the tokenizer; the targets are the scaled labels."""
+
+    folder: Path
+    prompts: list[list[int]]
+    targets: FloatArray
+    label_ids: tuple[int, int]
+    config: TrainConfig
+
+
 def train_judge(examples: Examples, out_dir: Path, config: TrainConfig, progress: Progress) -> TrainResult:
-    """Train a judge and leave a model folder that transformers and vLLM load.
+    """Train a judge and leave a model folder that transformers and vLLM load, with a model card.
 
     The same examples, config and number of threads give the same weights, as far as torch's kernels do.
 
@@ -144,24 +174,28 @@ def train_judge(examples: Examples, out_dir: Path, config: TrainConfig, progress
     train_rows, held_rows = split_rows(examples, config)
     targets = scale_labels(examples.labels, config.label_range)
     out_dir.mkdir(parents=True, exist_ok=True)
+    if config.base is None:
+        build_tokenizer([examples.questions[row] for row in train_rows], out_dir, config)
+    else:
+        _copy_tokenizer(Path(config.base), out_dir)
+    encoder = PromptEncoder(out_dir, config.prompt, config.labels)
+    task = _Task(out_dir, encoder.encode(examples.questions), targets, encoder.label_ids, config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        if config.base is None:
-            build_tokenizer([examples.questions[row] for row in train_rows], out_dir, config)
-        else:
-            _copy_tokenizer(Path(config.base), out_dir)
-        encoder = PromptEncoder(out_dir, config.prompt, config.labels)
-        model = _new_model(out_dir, config) if config.base is None else _load_model(config.base)
-        prompts = encoder.encode(examples.questions)
-        run = _Run(model, encoder.label_ids, config, _mask_id(out_dir))
-        train = ([prompts[row] for row in train_rows], targets[train_rows])
-        held = examples.take(held_rows)
-        best, history = _fit(run, train, held, [prompts[row] for row in held_rows], progress)
-    save_model(best, out_dir)
-    epoch = max(range(len(history)), key=lambda i: history[i]["spearman"] or -1.0)
-    parameters = sum(weights.numel() for weights in best.parameters())
+        teacher = fit_teacher(task, train_rows)
+        told = spearman(teacher.linear.forecast(task.prompts, teacher.fold)[train_rows], targets[train_rows])
+        progress(f"linear model out of fold: spearman {told or 0:.4f}")
+        model, history = _judged(task, train_rows, teacher, held_rows, examples.take(held_rows), progress)
+        epoch = max(range(len(history)), key=lambda i: history[i]["spearman"] or -1.0)
+        if config.refit and config.base is None:
+            train_rows = np.arange(len(examples))
+            progress(f"training again on all {len(examples):,} questions, epochs: {epoch + 1}")
+            model = _last(itertools.islice(_epochs(task, train_rows, teacher), epoch + 1))
+    save_model(model, out_dir)
+    parameters = sum(weights.numel() for weights in model.parameters())
     seconds = time.monotonic() - started
-    return TrainResult(out_dir, parameters, len(train_rows), epoch + 1, history[epoch], history, seconds)
+    result = TrainResult(out_dir, parameters, len(train_rows), epoch + 1, history[epoch], history, told, seconds)
+    (out_dir / "README.md").write_text(model_card(result, examples, config), encoding="utf-8")
+    return result
 
 
 def split_rows(examples: Examples, config: TrainConfig) -> tuple[IntArray, IntArray]:
@@ -292,147 +326,93 @@ def _load_model(folder: str | Path) -> Any:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A linear model of the labels per fold, each fitted without the prompts of its fold: TF-IDF and ridge regression.
+    """Forecasts that were made without the question's own label.
 
     Attributes:
-        longest: features are the 1..longest-grams of token ids.
-        keys: [width] ascending keys of the n-grams that were in two prompts or more.
-        inverse: [width] their inverse document frequency.
-        weights: [folds, width] ridge weights; means: [folds] the mean target each was fitted around.
-        fold: [n] the fold of each prompt it was made from.
+        linear: one model per fold.
+        fold: [n] the fold of each question; -1 for those whose labels no model knows.
     """
 
-    longest: int
-    keys: IntArray
-    inverse: FloatArray
-    weights: FloatArray
-    means: FloatArray
+    linear: FoldModels
     fold: IntArray
 
-    def forecast(self, prompts: Sequence[Sequence[int]], fold: IntArray) -> FloatArray:
-        """[m] targets in 0..1 of any prompts, each by the model that did not see the prompts of that fold."""
-        features = weighted(prompts, self.longest, self.keys, self.inverse)
-        products = features.values * self.weights[fold[features.rows], features.columns]
-        return np.clip(_sums(features.rows, products, len(prompts)) + self.means[fold], 0.0, 1.0)
+    def forecast(self, prompts: Sequence[list[int]], rows: IntArray) -> FloatArray:
+        """Forecasts, 0..1, for the questions in `rows`, given as these prompts."""
+        return np.clip(self.linear.forecast(prompts, self.fold[rows]), 0.0, 1.0)
 
 
-def fit_teacher(prompts: Sequence[Sequence[int]], targets: FloatArray, config: TrainConfig) -> Teacher:
-    """Fit one ridge regression per fold on the prompts of the other folds."""
-    longest, folds = config.teacher_ngram, config.teacher_folds
-    keys, inverse = vocabulary(prompts, longest)
-    features = weighted(prompts, longest, keys, inverse)
-    fold = np.random.default_rng(config.seed).permutation(len(prompts)) % folds
-    fits = [
-        fit_ridge(features.only(fold != held), targets, fold != held, config.teacher_penalty) for held in range(folds)
-    ]
-    weights, means = np.stack([weights for weights, _ in fits]), np.array([mean for _, mean in fits])
-    return Teacher(longest, keys, inverse, weights, means, fold)
+def fit_teacher(task: _Task, rows: IntArray) -> Teacher:
+    """The teacher of a judge that is trained on `rows`; it knows no other labels."""
+    config = task.config
+    fold = deal(len(task.prompts), rows, config.teacher_folds, config.seed)
+    models = fit_folds(task.prompts, task.targets, fold, longest=config.teacher_ngram, penalty=config.teacher_penalty)
+    return Teacher(models, fold)
 
 
-def splice(prompts: Sequence[list[int]], fold: IntArray, rng: np.random.Generator) -> list[list[int]]:
-    """One new prompt per prompt: its beginning, then the end of another of the same fold."""
-    partner = np.arange(len(prompts))
-    for number in np.unique(fold):
-        members = np.flatnonzero(fold == number)
-        partner[members] = rng.permutation(members)
-    heads, tails = rng.uniform(0.1, 1.0, len(prompts)), rng.uniform(0.0, 0.9, len(prompts))
-    spliced = []
-    for row, prompt in enumerate(prompts):
-        other = prompts[partner[row]]
-        head = max(1, round(heads[row] * (len(prompt) - 1)))
-        tail = min(len(other) - 1, max(1, round(tails[row] * len(other))))
-        spliced.append(prompt[:head] + other[tail:])
-    return spliced
+def start_as_bag(
+    model: Any, prompts: Sequence[Sequence[int]], targets: FloatArray, label_ids: tuple[int, int], penalty: float
+) -> None:
+    """Set a new model's weights so that it scores as a linear model of its tokens does, before any step.
 
-
-@dataclass(frozen=True)
-class Sparse:
-    """A sparse [height, width] matrix as (row, column, value) of each cell that is not zero."""
-
-    rows: IntArray
-    columns: IntArray
-    values: FloatArray
-    height: int
-    width: int
-
-    def dot(self, vector: FloatArray) -> FloatArray:
-        """The matrix times a [width] vector."""
-        return _sums(self.rows, self.values * vector[self.columns], self.height)
-
-    def transposed_dot(self, vector: FloatArray) -> FloatArray:
-        """The transposed matrix times a [height] vector."""
-        return _sums(self.columns, self.values * vector[self.rows], self.width)
-
-    def only(self, keep: NDArray[np.bool_]) -> Sparse:
-        """The same matrix with the other rows all zero."""
-        cells = keep[self.rows]
-        return Sparse(self.rows[cells], self.columns[cells], self.values[cells], self.height, self.width)
-
-
-def _sums(index: IntArray, values: FloatArray, size: int) -> FloatArray:
-    """[size] sums of the values that share an index."""
-    sums: FloatArray = np.bincount(index, values, minlength=size).astype(np.float64)
-    return sums
-
-
-def vocabulary(prompts: Sequence[Sequence[int]], longest: int) -> tuple[IntArray, FloatArray]:
-    """([width] ascending keys, [width] inverse document frequencies) of the n-grams in two prompts or more.
-
-    1 + ln((1 + n) / (1 + df)), as scikit-learn has it with min_df=2.
+    Ridge regression over single tokens gives each token one number. It becomes dimension 0 of the token's embedding;
+    one channel of the first head of the last layer, whose attention starts nearly uniform, averages it over the
+    prompt into dimension 1, and the two label tokens read that dimension with opposite signs. What the other weights
+    add to the stream starts small, and dimensions 0 and 1 start free of it.
     """
-    rows, keys = _ngrams(prompts, longest)
-    known, columns = np.unique(keys, return_inverse=True)
-    frequency = np.bincount(np.unique(rows * len(known) + columns) % len(known), minlength=len(known))
-    kept = frequency > 1
-    return known[kept], 1.0 + np.log((1 + len(prompts)) / (1 + frequency[kept]))
+    import torch
+
+    weights = torch.from_numpy(_token_weights(prompts, targets, model.config.vocab_size, penalty)).float()
+    channel = 0
+    no, yes = label_ids
+    width = model.config.head_dim
+    layers = model.model.layers
+    with torch.no_grad():
+        embedding = model.get_input_embeddings().weight
+        embedding[:, 0], embedding[:, 1] = _BAG_SCALE * weights, 0.0
+        embedding[yes, 2:] = embedding[no, 2:]
+        embedding[yes, 1], embedding[no, 1] = _BAG_READ, -_BAG_READ
+        for layer in layers:
+            for written in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+                written *= _BAG_REST
+                written[:2] = 0.0
+        attention = layers[-1].self_attn
+        attention.q_proj.weight[:width] *= 0.25
+        attention.v_proj.weight[channel] = 0.0
+        attention.v_proj.weight[channel, 0] = 1.0
+        attention.o_proj.weight[:, channel] = 0.0
+        attention.o_proj.weight[1, channel] = 1.0
 
 
-def weighted(prompts: Sequence[Sequence[int]], longest: int, keys: IntArray, inverse: FloatArray) -> Sparse:
-    """(1 + ln tf) * idf of the known n-grams, each row scaled to length one."""
-    rows, found = _ngrams(prompts, longest)
-    columns = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
-    known = keys[columns] == found
-    cells, counts = np.unique(rows[known] * len(keys) + columns[known], return_counts=True)
-    rows, columns = np.divmod(cells, len(keys))
-    values = (1.0 + np.log(counts)) * inverse[columns]
-    values /= np.sqrt(_sums(rows, values**2, len(prompts)))[rows]
-    return Sparse(rows, columns, values, len(prompts), len(keys))
+def _token_weights(prompts: Sequence[Sequence[int]], targets: FloatArray, size: int, penalty: float) -> FloatArray:
+    """[size] ridge weight of each token, scaled to mean 0 and deviation 1 over all tokens of the prompts, within 4."""
+    keys, inverse = vocabulary(prompts, 1)
+    everyone = np.ones(len(prompts), dtype=bool)
+    fitted, _ = fit_ridge(weighted(prompts, 1, keys, inverse), targets, everyone, penalty)
+    weights, used = np.zeros(size), np.zeros(size)
+    weights[keys - 1] = fitted * inverse
+    for prompt in prompts:
+        np.add.at(used, np.asarray(prompt), 1.0)
+    mean = float(np.average(weights, weights=used))
+    deviation = math.sqrt(float(np.average((weights - mean) ** 2, weights=used)))
+    return np.where(used > 0, np.clip((weights - mean) / (deviation or 1.0), -4.0, 4.0), 0.0)
 
 
-def _ngrams(prompts: Sequence[Sequence[int]], longest: int) -> tuple[IntArray, IntArray]:
-    """(prompt, key) of every n-gram in every prompt; a key is the token ids + 1, 20 bits each, so n goes up to 3."""
-    tokens = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]) + 1
-    owner = np.repeat(np.arange(len(prompts)), [len(prompt) for prompt in prompts])
-    rows, keys, key = [owner], [tokens], tokens
-    for n in range(2, longest + 1):
-        key = (key[:-1] << 20) | tokens[n - 1 :]
-        whole = owner[: len(key)] == owner[n - 1 :]
-        rows.append(owner[: len(key)][whole])
-        keys.append(key[whole])
-    return np.concatenate(rows), np.concatenate(keys)
-
-
-def fit_ridge(
-    features: Sparse, targets: FloatArray, fitted: NDArray[np.bool_], penalty: float
-) -> tuple[FloatArray, float]:
-    """([width] weights, mean of the fitted targets) of a ridge regression, by conjugate gradients.
-
-    Minimises |X w - (y - mean)|^2 + penalty |w|^2 over the rows in `fitted`; the other rows of X are all zero.
-    """
-    mean = float(targets[fitted].mean())
-    weights = np.zeros(features.width)
-    residual = features.transposed_dot(np.where(fitted, targets - mean, 0.0))
-    direction, square = residual, float(residual @ residual)
-    limit = square * 1e-10
-    for _ in range(100):
-        if square <= limit:
-            break
-        image = features.transposed_dot(features.dot(direction)) + penalty * direction
-        step = square / float(direction @ image)
-        weights, residual = weights + step * direction, residual - step * image
-        square, previous = float(residual @ residual), square
-        direction = residual + (square / previous) * direction
-    return weights, mean
+def _judged(
+    task: _Task, rows: IntArray, teacher: Teacher, held_rows: IntArray, held: Examples, progress: Progress
+) -> tuple[Any, list[dict[str, Any]]]:
+    """(the averaged model of the best epoch, the held-out figures of every epoch)."""
+    config = task.config
+    held_prompts = [task.prompts[row] for row in held_rows]
+    best, best_score = None, -math.inf
+    history: list[dict[str, Any]] = []
+    for average, loss in _epochs(task, rows, teacher):
+        scores, mass = score_prompts(average, held_prompts, task.label_ids)
+        figures = evaluate(scores, held.labels, config.threshold, question_chars(held))
+        history.append({**figures, "label_mass_min": float(mass.min()), "loss": loss})
+        progress(_line(len(history), config.epochs, history[-1]))
+        if (figures["spearman"] or -1.0) > best_score:
+            best, best_score = copy.deepcopy(average), figures["spearman"] or -1.0
+    return best, history
 
 
 @dataclass
@@ -442,65 +422,41 @@ class _Run:
     model: Any
     label_ids: tuple[int, int]
     config: TrainConfig
-    mask_id: int
 
 
-def _fit(
-    run: _Run,
-    train: tuple[list[list[int]], FloatArray],
-    held: Examples,
-    held_prompts: list[list[int]],
-    progress: Progress,
-) -> tuple[Any, list[dict[str, Any]]]:
-    """(the averaged model of the best epoch, the held-out figures of every epoch)."""
+def _epochs(task: _Task, rows: IntArray, teacher: Teacher) -> Iterator[tuple[Any, float]]:
+    """Train a model on `rows`. After every epoch: (the average of its weights so far, changed in place; mean loss)."""
     import torch
 
-    config, rng = run.config, np.random.default_rng(run.config.seed)
-    optimizer = _optimizer(run.model, config)
-    average = copy.deepcopy(run.model).eval()
-    best, best_score = average, -math.inf
-    real = [_cut(prompt, config.max_tokens) for prompt in train[0]]
-    lesson = _lessons(real, train[1], config, rng)
-    total = config.epochs * math.ceil(len(lesson()[0]) / config.batch)
-    history: list[dict[str, Any]] = []
+    config, label_ids, rng = task.config, task.label_ids, np.random.default_rng(task.config.seed)
+    torch.manual_seed(config.seed)
+    prompts, targets = [task.prompts[row] for row in rows], task.targets[rows]
+    model = _new_model(task.folder, config) if config.base is None else _load_model(config.base)
+    if config.base is None and config.start_penalty:
+        start_as_bag(model, prompts, targets, label_ids, config.start_penalty)
+    prompts = [_cut(prompt, config.max_tokens) for prompt in prompts]
+    run, mask_id = _Run(model, label_ids, config), _mask_id(task.folder)
+    optimizer = _optimizer(model, config)
+    average = copy.deepcopy(model).eval()
+    total = config.epochs * math.ceil(len(prompts) / config.batch)
     step = 0
-    for epoch in range(config.epochs):
+    for _ in range(config.epochs):
         losses = []
-        prompts, targets = lesson()
-        for rows in _batches([len(prompt) for prompt in prompts], config.batch, rng):
+        for batch in _batches([len(prompt) for prompt in prompts], config.batch, rng):
             _set_rate(optimizer, config, step / total)
-            losses.append(_step(run, optimizer, [prompts[row] for row in rows], targets[rows], rng))
+            read = [_masked(prompts[row], config.token_dropout, mask_id, rng) for row in batch]
+            wanted = (1 - config.teacher) * targets[batch] + config.teacher * teacher.forecast(read, rows[batch])
+            losses.append(_step(run, optimizer, read, wanted))
             step += 1
             with torch.no_grad():
                 keep = min(config.average, step / (step + 9))
-                torch._foreach_lerp_(list(average.parameters()), list(run.model.parameters()), 1.0 - keep)
-        scores, mass = score_prompts(average, held_prompts, run.label_ids)
-        figures = evaluate(scores, held.labels, config.threshold, question_chars(held))
-        history.append({**figures, "label_mass_min": float(mass.min()), "loss": float(np.mean(losses))})
-        progress(_line(epoch + 1, config.epochs, history[-1]))
-        if (figures["spearman"] or -1.0) > best_score:
-            best, best_score = copy.deepcopy(average), figures["spearman"] or -1.0
-    return best, history
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - keep)
+        yield average, float(np.mean(losses))
 
 
-def _lessons(
-    prompts: list[list[int]], targets: FloatArray, config: TrainConfig, rng: np.random.Generator
-) -> Callable[[], tuple[list[list[int]], NDArray[np.float32]]]:
-    """What makes the prompts and targets of one epoch: the real ones, and with a teacher as many new splices."""
-    if not config.teacher:
-        return lambda: (prompts, targets.astype(np.float32))
-    teacher = fit_teacher(prompts, targets, config)
-    mixed = (1 - config.teacher) * targets + config.teacher * teacher.forecast(prompts, teacher.fold)
-
-    def lesson() -> tuple[list[list[int]], NDArray[np.float32]]:
-        if not config.splices:
-            return prompts, mixed.astype(np.float32)
-        rows = rng.permutation(len(prompts))[: round(config.splices * len(prompts))]
-        fold = teacher.fold[rows]
-        spliced = [_cut(prompt, config.max_tokens) for prompt in splice([prompts[row] for row in rows], fold, rng)]
-        return prompts + spliced, np.concatenate([mixed, teacher.forecast(spliced, fold)]).astype(np.float32)
-
-    return lesson
+def _last(epochs: Iterator[tuple[Any, float]]) -> Any:
+    """The averaged model after the last of these epochs."""
+    return deque(epochs, maxlen=1)[0][0]
 
 
 def _line(epoch: int, epochs: int, figures: dict[str, Any]) -> str:
@@ -536,22 +492,20 @@ def _set_rate(optimizer: Any, config: TrainConfig, done: float) -> None:
         group["lr"] = config.learning_rate * warm * decay * group["scale"]
 
 
-def _step(
-    run: _Run, optimizer: Any, prompts: list[list[int]], targets: NDArray[np.float32], rng: np.random.Generator
-) -> float:
+def _step(run: _Run, optimizer: Any, prompts: list[list[int]], targets: FloatArray) -> float:
     """One optimizer step on one batch; returns its loss."""
     import torch
     from torch.nn import functional
 
     config = run.config
     run.model.train()
-    ids, last = _padded([_masked(prompt, config.token_dropout, run.mask_id, rng) for prompt in prompts])
+    ids, last = _padded(prompts)
     inputs = functional.dropout(run.model.get_input_embeddings()(ids), config.embedding_dropout)
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
         states = run.model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
     state = functional.dropout(states[torch.arange(len(prompts)), last].float(), config.output_dropout)
     logs = torch.log_softmax(run.model.get_output_embeddings()(state), dim=-1)[:, list(run.label_ids)]
-    wanted = torch.from_numpy(targets)
+    wanted = torch.from_numpy(targets.astype(np.float32))
     loss = -(logs[:, 0] * (1 - wanted) + logs[:, 1] * wanted).mean()
     optimizer.zero_grad()
     loss.backward()
@@ -637,3 +591,88 @@ def save_model(model: Any, out_dir: Path) -> None:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def model_card(result: TrainResult, examples: Examples, config: TrainConfig) -> str:
+    """The text of README.md: what the model is, what made it, how well it does on the held-out questions."""
+    stated = json.loads((result.out_dir / "config.json").read_text(encoding="utf-8"))
+    no, yes = config.labels
+    held, count = result.held_out, len(examples)
+    seen = f"all {count:,}" if result.train_rows == count else f"the {result.train_rows:,} others"
+    drawn = f"groups {', '.join(config.holdout_values)}" if config.holdout_values else "drawn at random"
+    level = "" if config.threshold is None else f" (label >= {config.threshold:g})"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        "# A difficulty judge",
+        "",
+        f"A causal language model of {result.parameters:,} parameters ({stated.get('model_type')}: "
+        f"{stated.get('num_hidden_layers')} layers, {stated.get('hidden_size')} wide, {stated.get('vocab_size'):,} "
+        f"tokens) that reads a question and answers `{yes}` (difficult) or `{no}`.",
+        f'Its score is p("{yes}") / (p("{no}") + p("{yes}")).',
+        "",
+        "## Training",
+        "",
+        f"- Data: {examples.source.name or 'questions'}, {count:,} questions with labels from "
+        f"{examples.labels.min():g} to {examples.labels.max():g}; {examples.dropped:,} rows had none and were dropped.",
+        f"- {held['n']:,} of them, {drawn}, chose the epoch ({result.best_epoch} of {config.epochs}). "
+        f"The weights saved were trained on {seen}.",
+        f"- {config.teacher:.0%} of the target is the linear model's out-of-fold forecast, whose own Spearman is "
+        f"{_figure(result.teacher)}.",
+        f"- Seed {config.seed}, {result.seconds / 60:.0f} minutes. Command:",
+        "",
+        f"  {'`' * 3}",
+        f"  {_command(examples, config)}",
+        f"  {'`' * 3}",
+        *_unstated(config),
+        "",
+        "## Measured",
+        "",
+        f"| questions | n | Spearman | AUC{level} |",
+        "|---|---|---|---|",
+        f"| held out | {held['n']:,} | {_figure(held['spearman'])} | {_figure(held['auc'])} |",
+        f"| held out, question length alone | {held['n']:,} | {_figure(held['spearman_question_length'])} | |",
+        "",
+        f"Least label mass there: {_figure(held['label_mass_min'])}.",
+    ]
+    if held["mean_score_per_level"]:
+        means = ", ".join(f"{name}: {value:.2f}" for name, value in held["mean_score_per_level"].items())
+        lines.append(f"Mean score per label there: {means}.")
+    if result.train_rows == count:
+        lines.append("These are figures of the training without the held-out questions, not of the weights saved.")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _command(examples: Examples, config: TrainConfig) -> str:
+    """The command of this training, as far as it has options (see `_unstated`)."""
+    recipe, source = TrainConfig(), examples.source
+    options = {"labels": source.name, "question-column": source.question_column, "label-column": source.label_column}
+    options |= {"holdout-column": source.group_column} if config.holdout_values else {}
+    words = ["s2r", "judge", "train"]
+    for option, value in options.items():
+        words += [f"--{option}", value or "?"]
+    for value in config.holdout_values:
+        words += ["--holdout-value", value]
+    if config.base:
+        words += ["--base", Path(config.base).name]
+    if config.threshold is not None:
+        words += ["--threshold", f"{config.threshold:g}"]
+    for name in _OPTIONS:
+        if getattr(config, name) != getattr(recipe, name):
+            words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    return shlex.join([*words, "--out", "DIR"])
+
+
+def _unstated(config: TrainConfig) -> list[str]:
+    """A line for the card on the settings that are not the recipe's and that the command has no option for."""
+    stated = {*_OPTIONS, "threshold", "base", "holdout_values"}
+    own = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in stated}
+    changed = [f"{name} {value}" for name, value in own.items() if value != getattr(TrainConfig(), name)]
+    return ["", f"  It has no option for: {', '.join(changed)}."] if changed else []

@@ -144,7 +144,7 @@ def test_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
 def test_a_column_that_may_be_missing(tmp_path: Path) -> None:
     """Catches: an Alpaca file without `input`, in Parquet or JSONL, that is refused or cannot be read."""
     for unit in (put(tmp_path, "x.jsonl", lines([{"q": "a"}])), put_parquet(tmp_path, [{"q": "a"}])):
-        (batch,) = read_unit(Place.of(tmp_path), unit, ["q", "t"], lambda found, where: None)
+        (batch,) = read_unit(Place.of(tmp_path), unit, ["q", "t"], lambda *_: None)
         assert batch.columns == {"q": ["a"], "t": [None]}
 
 
