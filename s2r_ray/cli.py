@@ -125,6 +125,7 @@ def plan(
         return
     for name, value in summary.items():
         shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
+        shown = "not known before the files are read" if value is None else shown
         sys.stdout.write(f"{name.replace('_', ' '):<28} {shown}\n")
 
 

@@ -354,7 +354,7 @@ def _read_scored(out: Place) -> Scored:
 def summarize(plan: Plan) -> dict[str, Any]:
     """What a plan comes to, for `s2r plan`: only what can be known without reading the pool.
 
-    Questions of files that are not indexed yet are unknown; those of indexed files are counted.
+    What is to judge is None while there are files to read: their questions are not known yet.
     """
     fresh = set(plan.fresh)
     pools = tuple(place.uri for place in plan.config.pool_places())
@@ -372,9 +372,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
         pending = find_pending(plan.out, indexed, store)
         summary |= {
             f"{signal.name}_fingerprint": fingerprint_digest(signal.fingerprint()),
-            f"{signal.name}_to_judge": len(pending)
-            if not fresh
-            else f"{len(pending)}, and what is new in the files to read",
+            f"{signal.name}_to_judge": None if fresh else len(pending),
             f"{signal.name}_judged_before": pending.distinct - len(pending),
         }
     return summary

@@ -351,7 +351,7 @@ def test_plan_changes_nothing(work: Work, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     plan = done.json()
     assert (plan["files_or_parts"], plan["to_read"], plan["bytes_to_read"]) == (3, 0, 0)
-    assert plan["difficulty_to_judge_in_indexed_files"] == 0
+    assert plan["difficulty_to_judge"] == 0
     assert plan["difficulty_judged_before"] == work.ran.json()["counts"]["questions"]
     assert (listing(work.out), listing(work.pool)) == before
 
@@ -360,6 +360,7 @@ def test_plan_changes_nothing(work: Work, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     size = sum(file.stat().st_size for file in work.pool.iterdir())
     assert re.search(r"^to read +3$", fresh.out, re.MULTILINE), fresh.out
+    assert re.search(r"^difficulty to judge +not known before", fresh.out, re.MULTILINE), fresh.out
     assert re.search(rf"^bytes to read +{size:,}$", fresh.out, re.MULTILINE), fresh.out
 
 
