@@ -209,7 +209,9 @@ def expected_ranking(rows: pa.Table, tokenizer_dir: Path, choice: str) -> tuple[
             if verdicts is None or not verdicts[generation]:
                 left_out["unverified"] += 1
                 continue
-            assert row["is_reasoning_complete"][generation]
+            if not row["is_reasoning_complete"][generation]:
+                left_out["incomplete"] += 1
+                continue
             trace = re.fullmatch(r"<think>(.*)</think>.*", text, re.DOTALL)[1]  # type: ignore[index]
             steps = list(dict.fromkeys(step.strip() for step in trace.split("\n\n") if step.strip()))
             if len(encode(row["problem"])) + len(encode(text)) > CUTOFF:
