@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from s2r_ray.judge.prompt import load_tokenizer
 from s2r_ray.trace import reasoning, without_repeats
+from tests.command import s2r
 
 SHARED = Path(__file__).parents[3] / "shared"
 MANIFEST_COLUMNS = [
@@ -34,14 +33,12 @@ MANIFEST_COLUMNS = [
 ]
 
 
-def s2r(*arguments: str | Path) -> dict[str, Any]:
-    """Run the command with --json; its standard output must be one JSON object and nothing else."""
-    command = [sys.executable, "-m", "s2r_ray", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def summary_of(*arguments: str | Path) -> dict[str, Any]:
+    """Run the command with --json; it must succeed and print one JSON object and nothing else."""
+    said = s2r(*arguments, "--json", timeout=300)
+    assert said.code == 0, said.err
+    assert "Traceback" not in said.err
+    return said.json()
 
 
 def top_level(out: Path) -> set[str]:
@@ -78,10 +75,8 @@ def test_made_up_pool_from_command_to_manifest(tmp_path: Path) -> None:
     """Would catch a job that works only in pieces, a second run that judges again, and a `select` that needs the
     model; a mocked engine would hide label ids and batching that do not fit the real one."""
     pool, out = tmp_path / "pool", tmp_path / "out"
-    subprocess.run(
-        [sys.executable, "-m", "s2r_ray", "synth", "--rows", "400", "--rows-per-file", "150", "--out", pool], check=True
-    )
-    first = s2r("run", "--pool", pool, "--out", out, "--quiet")
+    assert s2r("synth", "--rows", "400", "--rows-per-file", "150", "--out", pool).code == 0
+    first = summary_of("run", "--pool", pool, "--out", out, "--quiet")
     ranking = check_run(out, first)
     traces = sum(len(row) for row in pq.read_table(pool, columns=["generations"])["generations"].to_pylist())
     assert first["counts"]["indexed"] == traces
@@ -90,12 +85,12 @@ def test_made_up_pool_from_command_to_manifest(tmp_path: Path) -> None:
     assert np.isfinite(difficulty).all()
     assert len(set(difficulty.tolist())) > ranking.num_rows / 10, "the judge tells questions apart"
 
-    again = s2r("run", "--pool", pool, "--out", out)
+    again = summary_of("run", "--pool", pool, "--out", out)
     assert again["counts"]["units_read"] == again["counts"]["difficulty_judged"] == 0
     for name in ("manifests/top-10pct.parquet", "excluded.parquet", "ranking/part-00000.parquet"):
         assert (Path(first["run"]) / name).read_bytes() == (Path(again["run"]) / name).read_bytes()
 
-    longest = s2r("select", "--out", out, "--weight", "length=1", "--budget", "100%")
+    longest = summary_of("select", "--out", out, "--weight", "length=1", "--budget", "100%")
     everything = pq.read_table(Path(longest["run"]) / "manifests" / "top-100pct.parquet")
     assert everything.num_rows == ranking.num_rows
     assert (np.diff(everything["trace_tokens_unique"].to_numpy()) <= 0).all()
@@ -108,7 +103,7 @@ def test_real_pool(tmp_path: Path) -> None:
     """Would catch what made-up pools do not have: real traces' lengths, null verdicts, dozens of traces in a row."""
     pool, tokenizer = SHARED / "data" / "openr1_pool", SHARED / "tokenizers" / "qwen2.5"
     out = tmp_path / "out"
-    summary = s2r("run", "--pool", pool, "--preset", "openr1-math-220k", "--tokenizer", tokenizer, "--out", out)
+    summary = summary_of("run", "--pool", pool, "--preset", "openr1-math-220k", "--tokenizer", tokenizer, "--out", out)
     ranking = check_run(out, summary).to_pylist()
     rows = {path.name: pq.read_table(path).to_pylist() for path in sorted(pool.glob("*.parquet"))}
     assert summary["counts"]["indexed"] == sum(len(row["generations"]) for file in rows.values() for row in file)
