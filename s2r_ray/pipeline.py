@@ -51,6 +51,11 @@ class Plan:
     signals: tuple[Signal, ...]
     weights: Weights
 
+    @property
+    def pool_uris(self) -> tuple[str, ...]:
+        """The pools' addresses as they were given."""
+        return tuple(place.uri for place in self.config.pool_places())
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -248,10 +253,9 @@ def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
 
 def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float]) -> Snapshot:
     """Stage 1: read what is new, within the budget for bad files."""
-    pools = tuple(place.uri for place in plan.config.pool_places())
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
-        return Snapshot(pools, plan.units)
+        return Snapshot(plan.pool_uris, plan.units)
     stack.enter_context(_ray(plan))
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
@@ -271,7 +275,7 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
     _check_bad_files(list(bad.values()), plan.config.max_bad_files, progress)
     good = tuple(item for item in plan.units if item[1] not in bad)
     unreadable = tuple((unit.pool, unit.path, bad[key].error or "") for unit, key in plan.units if key in bad)
-    return Snapshot(pools, good, unreadable)
+    return Snapshot(plan.pool_uris, good, unreadable)
 
 
 def _index_item(pools: Sequence[PoolIndex], row: dict[str, Any]) -> dict[str, Any]:
@@ -357,10 +361,9 @@ def summarize(plan: Plan) -> dict[str, Any]:
     What is to judge is None while there are files to read: their questions are not known yet.
     """
     fresh = set(plan.fresh)
-    pools = tuple(place.uri for place in plan.config.pool_places())
-    indexed = Snapshot(pools, tuple(item for item in plan.units if item not in fresh))
+    indexed = Snapshot(plan.pool_uris, tuple(item for item in plan.units if item not in fresh))
     summary: dict[str, Any] = {
-        "pools": list(pools),
+        "pools": list(plan.pool_uris),
         "output": plan.out.uri,
         "files_or_parts": len(plan.units),
         "to_read": len(plan.fresh),

@@ -212,10 +212,10 @@ def _join(candidates: _Candidates, signal: SignalScores) -> dict[str, npt.NDArra
     at = found.to_numpy()
     status = signal.table["status"].combine_chunks().dictionary_encode()
     codes = status.indices.to_numpy()[at]
+    details = signal.table["detail"].combine_chunks()
     for code, name in enumerate(status.dictionary.to_pylist()):
         if name != str(Status.OK):
             faulty = np.flatnonzero(codes == code)
-            details = signal.table["detail"].combine_chunks()
             candidates.exclude(faulty, f"{signal.name}_{name}", details, at[faulty].astype(np.int32))
     names = {"value": signal.name, **{extra: extra for extra in signal.extras}}
     return {name: signal.table[column].to_numpy()[at] for column, name in names.items()}
@@ -267,12 +267,13 @@ def _write(
         rejects = _Parts(run, "excluded.parquet")
         stack.push(rejects.finish)
         rejects.add(_unreadable(snapshot))
-        for unit, index in enumerate(_index_rows(out, snapshot, _PUBLISHED)):
+        for unit, rows in enumerate(_index_rows(out, snapshot, _PUBLISHED)):
+            index = _located(rows, snapshot, unit)
             place = slice(*bounds[unit : unit + 2])
-            ranked = _ranked(_located(index, snapshot, unit), candidates, narrow, place)
+            ranked = _ranked(index, candidates, narrow, place)
             ranking.add(ranked)
             top.append(ranked.filter(pa.array(selected[place])))
-            rejects.add(_excluded(_located(index, snapshot, unit), candidates, unit))
+            rejects.add(_excluded(index, candidates, unit))
         excluded = rejects.counted
     by_rank = np.searchsorted(np.sort(order), order)
     best = pa.concat_tables(top).take(pa.array(by_rank)).combine_chunks()
