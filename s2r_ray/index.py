@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from s2r_ray.candidates import Choice, Entry, Guards, Reason, entries
 from s2r_ray.errors import UsageError
 from s2r_ray.mapping import Mapping, records
 from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
 from s2r_ray.storage import Place
+from s2r_ray.tables import write_table
 from s2r_ray.tokens import open_counter
 
 _CODE_VERSION = 1
@@ -137,8 +137,8 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     except (BadFileError, UsageError) as error:
         return UnitOutcome(key, unit.path, error=str(error))
     questions = {"question_key": list(columns.questions), "question": list(columns.questions.values())}
-    _write(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
-    _write(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
+    write_table(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
+    write_table(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
     traces = len(columns.rows["row"])
     return UnitOutcome(key, unit.path, traces, time.monotonic() - started, counter.exact_library)
 
@@ -157,11 +157,6 @@ def _add_batch(columns: _Columns, batch: Batch, pool: PoolIndex) -> None:
 
 def _faulty_row(row: int, fault: str) -> Entry:
     return Entry(f"row-{row}#0", row, -1, reason=str(Reason.UNREADABLE_ROW), detail=fault)
-
-
-def _write(place: Place, table: pa.Table) -> None:
-    with place.open_output() as sink:
-        pq.write_table(table, sink, compression="zstd")
 
 
 @dataclass(frozen=True)

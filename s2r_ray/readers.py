@@ -14,10 +14,10 @@ from typing import IO, Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.storage import FileInfo, Place
+from s2r_ray.tables import open_parquet
 
 _BATCH_ROWS = 128
 _UNIT_BYTES = 128 << 20
@@ -93,8 +93,8 @@ def _split(root: Place, pool: int, file: FileInfo) -> list[Unit]:
     if file.size <= _UNIT_BYTES or not file.path.endswith(".parquet"):
         return [whole]
     try:
-        with root.child(file.path).open_input() as source:
-            metadata = pq.ParquetFile(source).metadata
+        with open_parquet(root.child(file.path)) as parquet:
+            metadata = parquet.metadata
     except (pa.ArrowInvalid, S2RError, OSError):
         return [whole]
     units: list[Unit] = []
@@ -124,8 +124,7 @@ def read_unit(
     place = root.child(unit.path)
     read = _read_parquet if unit.path.endswith(".parquet") else _read_jsonl
     try:
-        with place.open_input() as source:
-            yield from read(source, unit, columns, lambda found: check(found, str(place)))
+        yield from read(place, unit, columns, lambda found: check(found, str(place)))
     except UsageError:
         raise
     except (pa.ArrowException, S2RError, OSError, EOFError, ValueError, zlib.error) as error:
@@ -133,36 +132,39 @@ def read_unit(
 
 
 def _read_parquet(
-    source: IO[bytes], unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
+    place: Place, unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[Batch]:
-    file = pq.ParquetFile(source, pre_buffer=True)
-    found = file.schema_arrow.names
-    check(found)
-    twice = [name for name in columns if found.count(name) > 1]
-    if twice:
-        raise ValueError(f"more than one column is called {', '.join(map(repr, twice))}")
-    groups = list(range(*unit.row_groups)) if unit.row_groups else None
-    row = unit.first_row
-    present = [name for name in columns if name in found]
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=present):
-        values = {name: batch.column(name).to_pylist() for name in present}
-        yield Batch(row, {name: values.get(name, [None] * batch.num_rows) for name in columns}, {})
-        row += batch.num_rows
+    with open_parquet(place) as file:
+        found = file.schema_arrow.names
+        check(found)
+        twice = [name for name in columns if found.count(name) > 1]
+        if twice:
+            raise ValueError(f"more than one column is called {', '.join(map(repr, twice))}")
+        groups = list(range(*unit.row_groups)) if unit.row_groups else None
+        row = unit.first_row
+        present = [name for name in columns if name in found]
+        for batch in file.iter_batches(
+            _BATCH_ROWS, row_groups=groups, columns=present, use_threads=not place.is_remote
+        ):
+            values = {name: batch.column(name).to_pylist() for name in present}
+            yield Batch(row, {name: values.get(name, [None] * batch.num_rows) for name in columns}, {})
+            row += batch.num_rows
 
 
 def _read_jsonl(
-    source: IO[bytes], unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
+    place: Place, unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[Batch]:
     suffix = next(ending for ending in _JSONL_OPENERS if unit.path.endswith(ending))
-    # Blank lines are no rows, as for the usual JSONL loaders: rows are counted without them.
-    lines = enumerate(line for line in _JSONL_OPENERS[suffix](source) if line.strip())
-    first = True
-    while chunk := list(islice(lines, _BATCH_ROWS)):
-        rows, faults = _parse([line for _, line in chunk])
-        if first and len(faults) < len(rows):
-            check(list(dict.fromkeys(key for row in rows for key in row)))
-            first = False
-        yield Batch(chunk[0][0], {name: [row.get(name) for row in rows] for name in columns}, faults)
+    with place.open_input() as source:
+        # Blank lines are no rows, as for the usual JSONL loaders: rows are counted without them.
+        lines = enumerate(line for line in _JSONL_OPENERS[suffix](source) if line.strip())
+        first = True
+        while chunk := list(islice(lines, _BATCH_ROWS)):
+            rows, faults = _parse([line for _, line in chunk])
+            if first and len(faults) < len(rows):
+                check(list(dict.fromkeys(key for row in rows for key in row)))
+                first = False
+            yield Batch(chunk[0][0], {name: [row.get(name) for row in rows] for name in columns}, faults)
 
 
 def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[int, str]]:

@@ -7,12 +7,12 @@ from importlib import resources
 import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from s2r_ray.index import Snapshot, questions_place
 from s2r_ray.publish import RunRecord
 from s2r_ray.selection import Ranking
 from s2r_ray.storage import Place
+from s2r_ray.tables import open_parquet, read_table
 
 _SHOWN_ROWS = 20
 _QUESTION_CHARACTERS = 300
@@ -41,8 +41,7 @@ def top_rows_with_questions(out: Place, snapshot: Snapshot, top: pa.Table) -> li
     texts: dict[bytes, str] = {}
     for unit, key in snapshot.units:
         if unit.path in files and len(texts) < len(wanted):
-            with questions_place(out, key).open_input() as source:
-                table = pq.read_table(source)
+            table = read_table(questions_place(out, key))
             found = table.filter(pc.is_in(table["question_key"], value_set=wanted))
             texts.update(zip(found["question_key"].to_pylist(), found["question"].to_pylist(), strict=True))
     rows: list[dict[str, object]] = top.to_pylist()
@@ -55,9 +54,9 @@ def _spread(run: Place) -> dict[str, list[float]]:
     """Quantiles of the ranked rows' columns, read part by part."""
     parts = []
     for file in run.child("ranking").files():
-        with run.child("ranking", file.path).open_input() as source:
-            names = pq.ParquetFile(source).schema_arrow.names
-            measured = [name for name in names if name not in _LOCATION and not name.startswith("rank_")]
-            parts.append(pq.read_table(source, columns=measured))
+        place = run.child("ranking", file.path)
+        with open_parquet(place) as ranking:
+            names = ranking.schema_arrow.names
+        parts.append(read_table(place, [name for name in names if name not in _LOCATION and name[:5] != "rank_"]))
     table = pa.concat_tables(parts)
     return {name: pc.quantile(table[name], list(_QUANTILES)).to_pylist() for name in table.column_names}

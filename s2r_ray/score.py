@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from s2r_ray.cluster import stream_actors
 from s2r_ray.index import Snapshot, questions_place
@@ -19,6 +18,7 @@ from s2r_ray.progress import Progress
 from s2r_ray.signals.base import Resources, Signal
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
+from s2r_ray.tables import read_table
 from s2r_ray.worker import SignalWorker
 
 _READ_THREADS = 32
@@ -67,8 +67,7 @@ def find_pending(out: Place, snapshot: Snapshot, store: ScoreStore) -> Pending:
 
 def _keys(out: Place, position: int, key: str) -> pa.Table:
     """Columns question_key, unit, row of one unit's questions."""
-    with questions_place(out, key).open_input() as source:
-        table = pq.read_table(source, columns=["question_key"])
+    table = read_table(questions_place(out, key), ["question_key"])
     unit = pa.array(np.full(table.num_rows, position, np.int32))
     row = pa.array(np.arange(table.num_rows, dtype=np.int32))
     return table.append_column("unit", unit).append_column("row", row)
@@ -113,6 +112,6 @@ def load_questions(out: Place, item: dict[str, Any]) -> pa.Table:
     """The texts of one work item: columns `key`, `question`. Runs in a CPU task."""
     tables = []
     for key, rows in zip(item["units"], item["rows"], strict=True):
-        with questions_place(out, str(key)).open_input() as source:
-            tables.append(pq.read_table(source).take(pa.array(np.asarray(rows, np.int64))))
+        table = read_table(questions_place(out, str(key)))
+        tables.append(table.take(pa.array(np.asarray(rows, np.int64))))
     return pa.concat_tables(tables).rename_columns(["key", "question"]).combine_chunks()

@@ -25,6 +25,7 @@ from s2r_ray.ranking import JointRanker, ValueCounter, Weights, budget_size, joi
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.signals.base import Status
 from s2r_ray.storage import Place
+from s2r_ray.tables import read_table, write_table
 
 _PART_ROWS = 1 << 20
 _GROUP_ROWS = 1 << 17  # divides the former
@@ -138,7 +139,7 @@ def rank(
     narrow["rank_joint"] = ranker.published(block.joint)
     top, excluded = _write(out, snapshot, candidates, _Narrow(kept, narrow), order, run)
     for budget, size in sizes.items():
-        _write_table(manifest_place(run, budget), top.slice(0, size))
+        write_table(manifest_place(run, budget), top.slice(0, size))
     return Ranking(candidates.indexed + len(snapshot.unreadable), len(kept), excluded, sizes, top)
 
 
@@ -237,7 +238,7 @@ class _SampleIds:
         units = self.candidates.unit[wanted]
         for unit in np.unique(units):
             here = np.flatnonzero(units == unit)
-            table = _read(candidates_place(self.out, self.snapshot.units[unit][1]), ["sample_id"])
+            table = read_table(candidates_place(self.out, self.snapshot.units[unit][1]), ["sample_id"])
             places = pa.array(self.candidates.place[wanted[here]])
             result[here] = table["sample_id"].take(places).to_numpy(zero_copy_only=False)
         return pa.array(result, pa.string())
@@ -393,26 +394,16 @@ class _Parts:
             self._rows += group.num_rows
 
 
-def _write_table(place: Place, table: pa.Table) -> None:
-    with place.open_output() as sink:
-        pq.write_table(table, sink, compression="zstd")
-
-
 def _index_rows(out: Place, snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.Table]:
     """These columns of each unit's index rows, in the snapshot's order, a few units read ahead."""
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         coming: deque[Future[pa.Table]] = deque()
         for _, key in snapshot.units:
-            coming.append(threads.submit(_read, candidates_place(out, key), list(columns)))
+            coming.append(threads.submit(read_table, candidates_place(out, key), list(columns)))
             if len(coming) >= _READ_THREADS:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
-
-
-def _read(place: Place, columns: list[str]) -> pa.Table:
-    with place.open_input() as source:
-        return pq.read_table(source, columns=columns)
 
 
 def _reasons(candidates: _Candidates) -> str:

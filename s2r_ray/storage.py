@@ -14,9 +14,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from s2r_ray.errors import S2RError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _GLOB = re.compile(r"[*?\[]")
 _CONNECT_SECONDS = 5
@@ -161,6 +164,15 @@ class Place:
             if not self.is_remote:
                 return Path(self.uri).open("rb")
             return cast("IO[bytes]", self.filesystem().open(self.uri, "rb", block_size=8 << 20))
+
+    def open_arrow(self) -> pa.NativeFile:
+        """The same for pyarrow, without Python between it and a local file."""
+        import pyarrow as pa
+
+        if self.is_remote:
+            return pa.PythonFile(self.open_input(), mode="r")
+        with _explained(f"cannot read {self.uri}"):
+            return pa.OSFile(self.uri)
 
     def read_bytes(self) -> bytes:
         """The whole object."""

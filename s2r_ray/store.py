@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from s2r_ray.signals.base import Signal, Status
 from s2r_ray.storage import Place
+from s2r_ray.tables import read_table, write_table
 
 _READ_THREADS = 32
 _KEY = pa.binary(16)
@@ -67,8 +67,7 @@ class ScoreStore:
 
     def append(self, table: pa.Table) -> None:
         """Add a part; what this returns from is durable."""
-        with self.place.child(f"part-{uuid.uuid4().hex}.parquet").open_output() as sink:
-            pq.write_table(table.cast(self.schema()), sink, compression="zstd")
+        write_table(self.place.child(f"part-{uuid.uuid4().hex}.parquet"), table.cast(self.schema()))
 
     def parts(self) -> list[str]:
         """Names of the parts, sorted."""
@@ -114,7 +113,7 @@ class ScoreStore:
         return table.filter(pc.not_equal(table["status"], str(Status.FAILED)))["key"]
 
     def _read_part(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.place.child(name).read_bytes()), columns=columns)
+        return read_table(self.place.child(name), columns)
 
 
 def fingerprint_digest(fingerprint: dict[str, Any]) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from s2r_ray.publish import RunRecord
 from s2r_ray.selection import manifest_place
 from s2r_ray.storage import Place
+from s2r_ray.tables import open_parquet
 
 _ROWS = 10
 _NOT_SHOWN = {"pool", "file", "row", "generation", "question_key", "label_mass", "trace_tokens"}
@@ -36,10 +35,11 @@ def top_table(record: RunRecord, place: Place) -> str:
     from rich.table import Table
 
     largest = max(record.budgets, key=lambda budget: record.budgets[budget])
-    with manifest_place(place, largest).open_input() as source:
-        file = pq.ParquetFile(source)
+    manifest = manifest_place(place, largest)
+    with open_parquet(manifest) as file:
         columns = [name for name in file.schema_arrow.names if name not in _NOT_SHOWN]
-        rows = next(file.iter_batches(_ROWS, columns=columns)).to_pylist()
+        batches = file.iter_batches(_ROWS, columns=columns, use_threads=not manifest.is_remote)
+        rows = next(batches).to_pylist()
     table = Table(box=None, pad_edge=False)
     for name in columns:
         title = _TITLES.get(name, name.replace("_", " "))

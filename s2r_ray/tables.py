@@ -1,0 +1,40 @@
+"""Parquet tables at a `Place`, read and written in one way.
+
+pyarrow's threads may still hold a file after a read has returned; when that is a Python object and the interpreter
+is ending, they abort the process (apache/arrow issues 34314 and 50482). Local files are therefore opened by pyarrow
+itself, and objects of a store, which come through Python, are read in the caller's thread alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2r_ray.storage import Place
+
+
+@contextlib.contextmanager
+def open_parquet(place: Place) -> Iterator[pq.ParquetFile]:
+    """The file, its footer read. Read from it with `use_threads=not place.is_remote`.
+
+    Raises:
+        S2RError: there is no such file, or no way to it.
+        pa.ArrowException: it is not Parquet.
+    """
+    with place.open_arrow() as source:
+        yield pq.ParquetFile(source)
+
+
+def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
+    """These columns (None: all) of a whole file, rows in file order. Raises as `open_parquet` does."""
+    with open_parquet(place) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=not place.is_remote)
+
+
+def write_table(place: Place, table: pa.Table) -> None:
+    """Write the whole table as one file; readers see the old one or the new one."""
+    with place.open_output() as sink:
+        pq.write_table(table, sink, compression="zstd")
