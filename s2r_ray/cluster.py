@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.errors import S2RError, UsageError, WorkersLostError
 from s2r_ray.quiet import captured
 from s2r_ray.signals.base import Resources
 
@@ -154,6 +154,8 @@ def stream_actors(
         compute=ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,
+        max_restarts=resources.restarts,
+        max_task_retries=-1 if resources.restarts else 0,
     )
     yield from _rows(dataset)
 
@@ -180,11 +182,25 @@ def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from dataset.iter_rows()
     except (ray.exceptions.RayError, RuntimeError) as error:
-        raise S2RError(f"a worker failed: {_root_message(error)}") from error
+        name, message = _raised(error)
+        lost = name in ("", f"{WorkersLostError.__module__}.{WorkersLostError.__name__}")
+        raise (WorkersLostError if lost else S2RError)(f"a worker failed: {message}") from error
 
 
-def _root_message(error: BaseException) -> str:
-    """What was raised in the worker. Ray hands it on as the text of a traceback inside exceptions of its own."""
+def is_replacement() -> bool:
+    """Whether this process is an actor that Ray started in place of one that died."""
+    import ray
+
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return False
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def _raised(error: BaseException) -> tuple[str, str]:
+    """(type, message) of what was raised in the worker; type "" if it was nothing but Ray's own complaint.
+
+    Ray hands it on as the text of a traceback inside exceptions of its own.
+    """
     text = ""
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -194,7 +210,7 @@ def _root_message(error: BaseException) -> str:
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
     raised = [match for match in _RAISED.findall(text) if not match[0].startswith("ray.")]
     if not raised:
-        return (text.strip().splitlines() or [type(error).__name__])[-1][:_MESSAGE_CHARACTERS]
+        return "", (text.strip().splitlines() or [type(error).__name__])[-1][:_MESSAGE_CHARACTERS]
     name, message = raised[-1]
     ours = name.startswith("s2r_ray.")
-    return (message if ours else f"{name}: {message}")[:_MESSAGE_CHARACTERS]
+    return name, (message if ours else f"{name}: {message}")[:_MESSAGE_CHARACTERS]

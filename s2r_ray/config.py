@@ -43,11 +43,12 @@ class StorageSection(_Section):
     access_key_id: str | None = Field(None, description="Better: AWS_ACCESS_KEY_ID")
     secret_access_key: SecretStr | None = Field(None, description="Better: AWS_SECRET_ACCESS_KEY")
     anonymous: bool = Field(False, description="Read public buckets without credentials")
+    tries: int = Field(5, ge=1, description="How often a request is sent at the most, with growing pauses")
 
     def options(self) -> StorageOptions:
         """The same for `storage.Place`."""
         secret = self.secret_access_key.get_secret_value() if self.secret_access_key else None
-        return StorageOptions(self.endpoint_url, self.region, self.access_key_id, secret, self.anonymous)
+        return StorageOptions(self.endpoint_url, self.region, self.access_key_id, secret, self.anonymous, self.tries)
 
 
 class PoolSection(_Section):
@@ -126,6 +127,8 @@ class WorkersSection(_Section):
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model")
     judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
     cpus_per_index_task: float = Field(1, gt=0)
+    restarts: int = Field(3, ge=0, description="How often a judge that died is replaced before the run fails")
+    hang_seconds: float = Field(1800, gt=0, description="A judge that takes longer to load, or for one batch, is dead")
 
     @model_validator(mode="after")
     def _min_below_max(self) -> WorkersSection:

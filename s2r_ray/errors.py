@@ -9,6 +9,14 @@ class S2RError(Exception):
     exit_code = 1
 
 
+class StoreError(S2RError):
+    """An object store did not do what it was asked to, however often: another try later may succeed. Exit code 1."""
+
+
+class WorkersLostError(S2RError):
+    """Workers died, or what they hold is not fit to go on: others may do the work that is left. Exit code 1."""
+
+
 class UsageError(S2RError):
     """A wrong option, configuration or input place: nothing was started. Exit code 2."""
 

@@ -20,6 +20,7 @@ from s2r_ray.candidates import Choice, Entry, Guards, Reason, entries
 from s2r_ray.errors import UsageError
 from s2r_ray.mapping import Mapping, records
 from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
+from s2r_ray.retries import take_repeated
 from s2r_ray.storage import Place
 from s2r_ray.tables import write_table
 from s2r_ray.tokens import open_counter
@@ -84,13 +85,15 @@ class PoolIndex:
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """What indexing one unit came to. `error` is None, or why the file could not be read."""
+    """What indexing one unit came to. `error` is None, or why the file could not be read; `repeated` counts requests
+    to an object store that were sent again."""
 
     key: str
     path: str
     traces: int = 0
     seconds: float = 0.0
     counted_by: str = ""
+    repeated: int = 0
     error: str | None = None
 
 
@@ -102,6 +105,19 @@ def candidates_place(out: Place, key: str) -> Place:
 def questions_place(out: Place, key: str) -> Place:
     """The distinct questions of a unit's candidates."""
     return out.child("index", f"{key}.questions.parquet")
+
+
+def forget_unit(out: Place, key: str) -> None:
+    """Set a unit's files aside, so that the next run reads its file again."""
+    for place in (candidates_place(out, key), questions_place(out, key)):
+        if place.exists():
+            place.set_aside()
+
+
+def unit_of(out: Place, place: Place) -> str:
+    """The key of the unit that one of its files belongs to."""
+    name = place.uri.removeprefix(out.child("index").uri + "/")
+    return name.removesuffix(".candidates.parquet").removesuffix(".questions.parquet")
 
 
 def indexed_keys(out: Place) -> set[str]:
@@ -128,6 +144,7 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     A file that cannot be read, or lacks a column of the mapping, is an outcome with an error and leaves nothing behind.
     """
     started = time.monotonic()
+    take_repeated()
     key = pool.key(unit)
     counter = open_counter(pool.tokenizer)
     columns = _Columns()
@@ -135,12 +152,12 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
         for batch in read_unit(pool.root, unit, pool.mapping.columns(), pool.mapping.check):
             _add_batch(columns, batch, pool)
     except (BadFileError, UsageError) as error:
-        return UnitOutcome(key, unit.path, error=str(error))
+        return UnitOutcome(key, unit.path, repeated=take_repeated(), error=str(error))
     questions = {"question_key": list(columns.questions), "question": list(columns.questions.values())}
     write_table(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
     write_table(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
     traces = len(columns.rows["row"])
-    return UnitOutcome(key, unit.path, traces, time.monotonic() - started, counter.exact_library)
+    return UnitOutcome(key, unit.path, traces, time.monotonic() - started, counter.exact_library, take_repeated())
 
 
 def _add_batch(columns: _Columns, batch: Batch, pool: PoolIndex) -> None:

@@ -7,17 +7,17 @@ change of the pool or a change of weights pays only for what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from s2r_ray.cluster import Cluster, connected, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.errors import S2RError, UsageError
-from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, index_unit, indexed_keys, unit_keys
+from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, forget_unit, index_unit, indexed_keys, unit_keys, unit_of
 from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.judge.prompt import load_tokenizer
 from s2r_ray.models import find_tokenizer
@@ -26,14 +26,20 @@ from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
 from s2r_ray.ranking import Weights, parse_weights
 from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit
 from s2r_ray.report import write_report
+from s2r_ray.retries import take_repeated
 from s2r_ray.score import Pending, find_pending, score_missing
 from s2r_ray.selection import SignalScores, rank
 from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
 from s2r_ray.signals.base import Signal
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore, fingerprint_digest
+from s2r_ray.store import ScoreStore, Settled, fingerprint_digest
+from s2r_ray.tables import DamagedError
 
 _FAULTS_SHOWN = 5
+_REPAIRS = 20
+_TROUBLES = ("requests_repeated", "workers_replaced", "restarts", "damaged_parts")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,33 @@ def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = N
         S2RError: something failed; what is in the index and the score store is kept for the next try.
     """
     started = now()
-    plan = prepare(config, signals)
-    scored = index_and_score(plan, progress)
-    return rank_and_publish(plan.out, scored, plan.weights, config.budgets, started, progress)
+
+    def once() -> tuple[RunRecord, Place]:
+        plan = prepare(config, signals)
+        scored = index_and_score(plan, progress)
+        return rank_and_publish(plan.out, scored, plan.weights, config.budgets, started, progress)
+
+    return _repairing(config.out_place(), once, progress)
 
 
 def score(config: Config, progress: Progress, signals: Sequence[Signal] | None = None) -> Scored:
     """Stages 1 and 2: index the pools and judge what has no score. `select` goes on from there."""
-    return index_and_score(prepare(config, signals), progress)
+    return _repairing(config.out_place(), lambda: index_and_score(prepare(config, signals), progress), progress)
+
+
+def _repairing(out: Place, work: Callable[[], _T], progress: Progress) -> _T:
+    """Do the work; when a file of the index or the score store turns out to be damaged, set it aside and begin again,
+    which makes anew what it held and nothing else."""
+    for _ in range(_REPAIRS):
+        try:
+            return work()
+        except DamagedError as error:
+            progress.say(f"warning: {error}; set aside, and made anew")
+            if error.place.uri.startswith(out.child("index").uri):
+                forget_unit(out, unit_of(out, error.place))
+            else:
+                error.place.set_aside()
+    return work()
 
 
 def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
@@ -177,21 +202,23 @@ def index_and_score(plan: Plan, progress: Progress) -> Scored:
     seconds: dict[str, float] = {}
     stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
     with ExitStack() as stack:
-        snapshot = _index(plan, stack, progress, seconds)
-        counts: dict[str, Any] = {
+        counts: dict[str, Any] = dict.fromkeys(_TROUBLES, 0)
+        snapshot = _index(plan, stack, progress, seconds, counts)
+        counts |= {
             "units": len(snapshot.units),
             "units_read": len(plan.fresh),
             "units_reused": len(plan.units) - len(plan.fresh),
         }
         for signal in plan.signals:
             store = stores[signal.name]
-            pending = find_pending(plan.out, snapshot, store)
+            pending = find_pending(plan.out, snapshot, _settled(store, counts, progress))
             counts |= {
                 "questions": pending.distinct,
                 f"{signal.name}_judged": len(pending),
                 f"{signal.name}_reused": pending.distinct - len(pending),
             }
-            seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress)
+            seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress, counts)
+        counts["requests_repeated"] += take_repeated()
     scored = Scored(
         snapshot,
         {
@@ -251,7 +278,9 @@ def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
     return connected(plan.config.workers.address, logs=plan.config.workers.logs)
 
 
-def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float]) -> Snapshot:
+def _index(
+    plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float], counts: dict[str, Any]
+) -> Snapshot:
     """Stage 1: read what is new, within the budget for bad files."""
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
@@ -264,6 +293,7 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
         for row in stream_tasks(items, partial(_index_item, plan.pools), plan.config.workers.cpus_per_index_task):
             outcome = UnitOutcome(**json.loads(row["outcome"]))
             counted_by.add(outcome.counted_by)
+            counts["requests_repeated"] += outcome.repeated
             if outcome.error:
                 bad[outcome.key] = outcome
             ticker.advance(1)
@@ -314,15 +344,29 @@ def _judge(
     store: ScoreStore,
     pending: Pending,
     progress: Progress,
+    counts: dict[str, Any],
 ) -> dict[str, float]:
-    """Stage 2 for one signal; returns its seconds."""
+    """Stage 2 for one signal; returns its seconds and adds to the counts of trouble."""
     if not len(pending):
         progress.say(f"{signal.name}: {pending.distinct:,} distinct questions, all judged before")
         return {}
     cluster = stack.enter_context(_ray(plan))
     resources = signal.resources(cluster.gpus)
     judged = score_missing(plan.out, snapshot, signal, store, pending, resources, progress)
+    counts["requests_repeated"] += judged.repeated
+    counts["workers_replaced"] += len(judged.replaced)
+    counts["restarts"] += judged.restarts
     return {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
+
+
+def _settled(store: ScoreStore, counts: dict[str, Any], progress: Progress) -> Settled:
+    """What needs no judging, after parts that cannot be read were set aside."""
+    settled = store.settled()
+    for damage in settled.damaged:
+        damage.place.set_aside()
+        progress.say(f"warning: {damage}; set aside, its questions are judged again")
+    counts["damaged_parts"] += len(settled.damaged)
+    return settled
 
 
 def _nothing_done(scored: Scored) -> dict[str, Any]:
@@ -372,7 +416,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
     }
     for signal in plan.signals:
         store = ScoreStore.of(plan.out, signal)
-        pending = find_pending(plan.out, indexed, store)
+        pending = find_pending(plan.out, indexed, store.settled())
         summary |= {
             f"{signal.name}_fingerprint": fingerprint_digest(signal.fingerprint()),
             f"{signal.name}_to_judge": None if fresh else len(pending),

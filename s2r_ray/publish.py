@@ -92,10 +92,13 @@ def publish(out: Place, run: Place, record: RunRecord) -> None:
     }
     record.finished = now()
     run.child("run.json").write_bytes(json.dumps(vars(record), indent=1, sort_keys=True).encode())
-    latest = read_latest(out)
-    if latest is None or latest["run_id"] <= record.run_id:
-        pointer = {"run_id": record.run_id, "path": f"runs/{record.run_id}"}
-        out.child("latest.json").write_bytes(json.dumps(pointer).encode())
+    pointer = {"run_id": record.run_id, "path": f"runs/{record.run_id}"}
+
+    def forward(old: bytes | None) -> bytes | None:
+        newer = old is not None and json.loads(old)["run_id"] >= record.run_id
+        return None if newer else json.dumps(pointer).encode()
+
+    out.child("latest.json").replace(forward)
 
 
 def read_latest(out: Place) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import orjson
 import pyarrow as pa
 
-from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.errors import S2RError, StoreError, UsageError
 from s2r_ray.storage import FileInfo, Place
 from s2r_ray.tables import open_parquet
 
@@ -95,6 +95,8 @@ def _split(root: Place, pool: int, file: FileInfo) -> list[Unit]:
     try:
         with open_parquet(root.child(file.path)) as parquet:
             metadata = parquet.metadata
+    except StoreError:
+        raise
     except (pa.ArrowInvalid, S2RError, OSError):
         return [whole]
     units: list[Unit] = []
@@ -120,12 +122,13 @@ def read_unit(
 
     Raises:
         BadFileError: the file cannot be read (to the end).
+        StoreError: its store does not answer, which says nothing about the file.
     """
     place = root.child(unit.path)
     read = _read_parquet if unit.path.endswith(".parquet") else _read_jsonl
     try:
         yield from read(place, unit, columns, lambda found: check(found, str(place)))
-    except UsageError:
+    except (UsageError, StoreError):
         raise
     except (pa.ArrowException, S2RError, OSError, EOFError, ValueError, zlib.error) as error:
         raise BadFileError(f"cannot read {place}: {str(error).splitlines()[0] if str(error) else error!r}") from error
@@ -155,7 +158,7 @@ def _read_jsonl(
     place: Place, unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[Batch]:
     suffix = next(ending for ending in _JSONL_OPENERS if unit.path.endswith(ending))
-    with place.open_input() as source:
+    with place.store_errors(), place.open_input() as source:
         # Blank lines are no rows, as for the usual JSONL loaders: rows are counted without them.
         lines = enumerate(line for line in _JSONL_OPENERS[suffix](source) if line.strip())
         first = True

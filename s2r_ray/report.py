@@ -12,7 +12,7 @@ from s2r_ray.index import Snapshot, questions_place
 from s2r_ray.publish import RunRecord
 from s2r_ray.selection import Ranking
 from s2r_ray.storage import Place
-from s2r_ray.tables import open_parquet, read_table
+from s2r_ray.tables import open_parquet, read_own, read_table
 
 _SHOWN_ROWS = 20
 _QUESTION_CHARACTERS = 300
@@ -41,7 +41,7 @@ def top_rows_with_questions(out: Place, snapshot: Snapshot, top: pa.Table) -> li
     texts: dict[bytes, str] = {}
     for unit, key in snapshot.units:
         if unit.path in files and len(texts) < len(wanted):
-            table = read_table(questions_place(out, key))
+            table = read_own(questions_place(out, key))
             found = table.filter(pc.is_in(table["question_key"], value_set=wanted))
             texts.update(zip(found["question_key"].to_pylist(), found["question"].to_pylist(), strict=True))
     rows: list[dict[str, object]] = top.to_pylist()

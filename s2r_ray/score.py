@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2r_ray.cluster import stream_actors
-from s2r_ray.index import Snapshot, questions_place
+from s2r_ray.errors import S2RError, WorkersLostError
+from s2r_ray.index import Snapshot, forget_unit, questions_place
 from s2r_ray.progress import Progress
+from s2r_ray.retries import take_repeated
 from s2r_ray.signals.base import Resources, Signal
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore
-from s2r_ray.tables import read_table
+from s2r_ray.store import ScoreStore, Settled
+from s2r_ray.tables import DamagedError, read_own
 from s2r_ray.worker import SignalWorker
 
 _READ_THREADS = 32
@@ -40,18 +42,40 @@ class Pending:
         return len(self.unit)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Judged:
-    """What stage 2 did for one signal: distinct keys judged now, taken from the store, and left without a value."""
+    """What stage 2 did for one signal.
+
+    Attributes:
+        judged, reused: distinct keys judged now, and taken from the store.
+        faults: of those judged, left without a value.
+        seconds, worker_seconds: of the stage, and summed over its workers.
+        replaced: workers that stand for one that died.
+        restarts: how often all workers had to be started again.
+        repeated: requests to an object store sent again by workers.
+    """
 
     judged: int
     reused: int
-    faults: int
-    seconds: float
-    worker_seconds: float
+    faults: int = 0
+    seconds: float = 0.0
+    worker_seconds: float = 0.0
+    replaced: set[str] = field(default_factory=set)
+    restarts: int = 0
+    repeated: int = 0
+
+    def add(self, result: dict[str, Any]) -> bool:
+        """Take in a worker's answer; True if it is the first of one that stands for a worker that died."""
+        self.faults += result["faults"]
+        self.worker_seconds += result["seconds"]
+        self.repeated += result["repeated"]
+        news = bool(result["replaced"]) and result["worker"] not in self.replaced
+        if news:
+            self.replaced.add(result["worker"])
+        return news
 
 
-def find_pending(out: Place, snapshot: Snapshot, store: ScoreStore) -> Pending:
+def find_pending(out: Place, snapshot: Snapshot, settled: Settled) -> Pending:
     """Which questions to judge. Reads keys only: 16 bytes a question."""
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         tables = list(threads.map(lambda item: _keys(out, *item), enumerate(key for _, key in snapshot.units)))
@@ -60,14 +84,14 @@ def find_pending(out: Place, snapshot: Snapshot, store: ScoreStore) -> Pending:
     table = pa.concat_tables(tables)
     order = pa.array(np.arange(table.num_rows, dtype=np.int64))
     first = table.append_column("place", order).group_by("question_key").aggregate([("place", "min")])
-    missing = first.filter(pc.invert(pc.is_in(first["question_key"], value_set=store.keys())))
+    missing = first.filter(pc.invert(pc.is_in(first["question_key"], value_set=settled.keys)))
     chosen = np.sort(missing["place_min"].to_numpy())
     return Pending(first.num_rows, table["unit"].to_numpy()[chosen], table["row"].to_numpy()[chosen])
 
 
 def _keys(out: Place, position: int, key: str) -> pa.Table:
     """Columns question_key, unit, row of one unit's questions."""
-    table = read_table(questions_place(out, key), ["question_key"])
+    table = read_own(questions_place(out, key), ["question_key"])
     unit = pa.array(np.full(table.num_rows, position, np.int32))
     row = pa.array(np.arange(table.num_rows, dtype=np.int32))
     return table.append_column("unit", unit).append_column("row", row)
@@ -82,19 +106,40 @@ def score_missing(
     resources: Resources,
     progress: Progress,
 ) -> Judged:
-    """Judge the pending questions on the cluster; each batch is in the store before the next is taken."""
+    """Judge the pending questions on the cluster; each batch is in the store before the next is taken.
+
+    A worker that dies is replaced by Ray. When that does not help, all are started again for what is still missing.
+
+    Raises:
+        WorkersLostError: they were lost more than `resources.restarts` times in a row without scoring anything.
+    """
     store.describe(signal.fingerprint())
-    items = work_items(snapshot, pending, resources.batch)
-    faults, worker_seconds = 0, 0.0
+    judged = Judged(len(pending), pending.distinct - len(pending))
+    died = f"a {signal.name} worker died, or hung for more than {resources.hang_seconds:g} s, and was replaced"
+    load, arguments = partial(load_questions, out), (signal, store, resources.hang_seconds)
+    left, fruitless = pending, 0
     with progress.stage(signal.name, "questions", len(pending)) as ticker:
-        if items:
-            load = partial(load_questions, out)
-            for result in stream_actors(items, load, SignalWorker, (signal, store), resources):
-                ticker.advance(result["scored"])
-                faults += result["faults"]
-                worker_seconds += result["seconds"]
-        seconds = ticker.state.seconds
-    return Judged(len(pending), pending.distinct - len(pending), faults, seconds, worker_seconds)
+        while len(left):
+            items = work_items(snapshot, left, resources.batch)
+            before = ticker.state.done
+            try:
+                for result in stream_actors(items, load, SignalWorker, arguments, resources):
+                    ticker.advance(result["scored"])
+                    if judged.add(result):
+                        progress.say(f"warning: {died}")
+                break
+            except WorkersLostError as error:
+                missing = find_pending(out, snapshot, store.settled())
+                scored = len(left) - len(missing)
+                fruitless = 0 if scored > 0 else fruitless + 1
+                if fruitless > resources.restarts:
+                    raise
+                progress.say(f"warning: {error}; starting again for the {len(missing):,} questions that are left")
+                ticker.advance(max(0, before + scored - ticker.state.done))
+                judged.restarts += 1
+                left = missing
+        judged.seconds = ticker.state.seconds
+    return judged
 
 
 def work_items(snapshot: Snapshot, pending: Pending, batch: int) -> list[dict[str, Any]]:
@@ -109,9 +154,21 @@ def work_items(snapshot: Snapshot, pending: Pending, batch: int) -> list[dict[st
 
 
 def load_questions(out: Place, item: dict[str, Any]) -> pa.Table:
-    """The texts of one work item: columns `key`, `question`. Runs in a CPU task."""
+    """The texts of one work item, and what it took: columns `key`, `question`, `repeated`. Runs in a CPU task."""
+    take_repeated()
     tables = []
     for key, rows in zip(item["units"], item["rows"], strict=True):
-        table = read_table(questions_place(out, str(key)))
+        table = _questions(out, str(key))
         tables.append(table.take(pa.array(np.asarray(rows, np.int64))))
-    return pa.concat_tables(tables).rename_columns(["key", "question"]).combine_chunks()
+    table = pa.concat_tables(tables).rename_columns(["key", "question"]).combine_chunks()
+    repeated = np.zeros(table.num_rows, np.int64)
+    repeated[:1] = take_repeated()
+    return table.append_column("repeated", pa.array(repeated))
+
+
+def _questions(out: Place, key: str) -> pa.Table:
+    try:
+        return read_own(questions_place(out, key))
+    except DamagedError as error:
+        forget_unit(out, key)
+        raise S2RError(f"{error}; start the same command again, which reads that part of the pool anew") from error

@@ -25,7 +25,7 @@ from s2r_ray.ranking import JointRanker, ValueCounter, Weights, budget_size, joi
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.signals.base import Status
 from s2r_ray.storage import Place
-from s2r_ray.tables import read_table, write_table
+from s2r_ray.tables import WRITTEN, read_own, write_table
 
 _PART_ROWS = 1 << 20
 _GROUP_ROWS = 1 << 17  # divides the former
@@ -238,7 +238,7 @@ class _SampleIds:
         units = self.candidates.unit[wanted]
         for unit in np.unique(units):
             here = np.flatnonzero(units == unit)
-            table = read_table(candidates_place(self.out, self.snapshot.units[unit][1]), ["sample_id"])
+            table = read_own(candidates_place(self.out, self.snapshot.units[unit][1]), ["sample_id"])
             places = pa.array(self.candidates.place[wanted[here]])
             result[here] = table["sample_id"].take(places).to_numpy(zero_copy_only=False)
         return pa.array(result, pa.string())
@@ -387,7 +387,7 @@ class _Parts:
             self._stack.close()
             target = self._folder.child(self._name or f"part-{self._parts:05d}.parquet")
             sink = self._stack.enter_context(target.open_output())
-            self._writer = self._stack.enter_context(pq.ParquetWriter(sink, group.schema, compression="zstd"))
+            self._writer = self._stack.enter_context(pq.ParquetWriter(sink, group.schema, **WRITTEN))
             self._parts, self._rows = self._parts + 1, 0
         if group.num_rows:
             self._writer.write_table(group)
@@ -399,7 +399,7 @@ def _index_rows(out: Place, snapshot: Snapshot, columns: Sequence[str]) -> Itera
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         coming: deque[Future[pa.Table]] = deque()
         for _, key in snapshot.units:
-            coming.append(threads.submit(read_table, candidates_place(out, key), list(columns)))
+            coming.append(threads.submit(read_own, candidates_place(out, key), list(columns)))
             if len(coming) >= _READ_THREADS:
                 yield coming.popleft().result()
         while coming:

@@ -8,15 +8,19 @@ of an object or nothing of it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.errors import S2RError, StoreError, UsageError
+from s2r_ray.retries import counting_session
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +29,11 @@ _GLOB = re.compile(r"[*?\[]")
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 _PROBE_SECONDS = 5
+_TOO_MANY_REQUESTS, _SERVER_ERRORS = 429, 500
+_ONE_PUT_BYTES = 32 << 20
+_REPLACE_TRIES = 20
+_CHANGED_MEANWHILE = ("PreconditionFailed", "ConditionalRequestConflict")
+_NO_CONDITIONS = ("NotImplemented", "InvalidArgument", "InvalidRequest")
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,14 @@ class StorageOptions:
     access_key_id: str | None = None
     secret_access_key: str | None = None
     anonymous: bool = False
+    tries: int = 5
 
-    def s3fs_arguments(self, read_seconds: float, retries: int) -> dict[str, Any]:
-        """The same for s3fs, with the patience asked for."""
+    def s3fs_arguments(self, read_seconds: float, tries: int) -> dict[str, Any]:
+        """The same for s3fs, with the patience asked for.
+
+        botocore repeats a request that was throttled, reset or not answered, after 2^n seconds at the most (20 at the
+        very most), a random share of that; s3fs repeats one whose body broke off.
+        """
         client = {"endpoint_url": self.endpoint_url, "region_name": self.region}
         return {
             "anon": self.anonymous,
@@ -48,7 +62,7 @@ class StorageOptions:
             "config_kwargs": {
                 "connect_timeout": _CONNECT_SECONDS,
                 "read_timeout": read_seconds,
-                "retries": {"mode": "standard", "max_attempts": retries},
+                "retries": {"mode": "standard", "total_max_attempts": tries},
             },
             "use_listings_cache": False,
         }
@@ -124,7 +138,10 @@ class Place:
 
         if not self.is_remote:
             return fsspec.filesystem("file")
-        return fsspec.filesystem("s3", **self.options.s3fs_arguments(_READ_SECONDS, retries=5))
+        arguments = self.options.s3fs_arguments(_READ_SECONDS, self.options.tries)
+        filesystem = fsspec.filesystem("s3", session=counting_session(), **arguments)
+        filesystem.retries = self.options.tries
+        return filesystem
 
     def check_reachable(self) -> None:
         """Ask an object store for one name, impatiently: wrong keys and a dead endpoint are told within seconds,
@@ -138,7 +155,7 @@ class Place:
         import s3fs
 
         bucket, _, key = self.uri.removeprefix("s3://").partition("/")
-        quick = s3fs.S3FileSystem(**self.options.s3fs_arguments(_PROBE_SECONDS, retries=1), skip_instance_cache=True)
+        quick = s3fs.S3FileSystem(**self.options.s3fs_arguments(_PROBE_SECONDS, tries=1), skip_instance_cache=True)
         quick.retries = 1  # s3fs's own, around those of the client
         try:
             with _explained(f"cannot list {self.uri}"):
@@ -157,6 +174,10 @@ class Place:
         """Whether there is one object here."""
         with _explained(f"cannot look at {self.uri}"):
             return bool(self.filesystem().isfile(self.uri))
+
+    def store_errors(self) -> AbstractContextManager[None]:
+        """Inside the block, an object store that stops answering while this is read is a StoreError."""
+        return _store_errors(f"cannot read {self.uri}")
 
     def open_input(self) -> IO[bytes]:
         """A seekable reader; the caller closes it."""
@@ -213,16 +234,80 @@ class Place:
 
     @contextlib.contextmanager
     def _remote_output(self) -> Iterator[IO[bytes]]:
-        sink = self.filesystem().open(self.uri, "wb", autocommit=False)
-        try:
+        with tempfile.NamedTemporaryFile(prefix="s2r-") as sink:
             yield cast("IO[bytes]", sink)
-            sink.close()
-            sink.commit()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                sink.closed = True
-                sink.discard()
-            raise
+            sink.flush()
+            size = sink.tell()
+            if size <= _ONE_PUT_BYTES:
+                sink.seek(0)
+                self.filesystem().pipe_file(self.uri, sink.read())
+                return
+            try:
+                self.filesystem().put_file(sink.name, self.uri)
+            except FileNotFoundError:
+                # "No such upload": it was completed, and the answer to that was lost.
+                if self.filesystem().info(self.uri)["size"] != size:
+                    raise
+
+    def replace(self, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Read, change and write one object as one step, whoever else does the same.
+
+        On S3 by conditional puts; a store without those gets a plain put, and the last of two writers wins. Locally
+        under a lock on the folder; a file system without locks likewise.
+
+        Args:
+            change: from the object's bytes (None: there is none) to the new ones, or None to leave it as it is. It is
+                called again when another writer came between.
+        """
+        with _explained(f"cannot write {self.uri}"):
+            if self.is_remote:
+                self._replace_remote(change)
+            else:
+                self._replace_local(change)
+
+    def _replace_local(self, change: Callable[[bytes | None], bytes | None]) -> None:
+        target = Path(self.uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            data = change(target.read_bytes() if target.exists() else None)
+            if data is not None:
+                self.write_bytes(data)
+        finally:
+            os.close(folder)  # and with it the lock
+
+    def _replace_remote(self, change: Callable[[bytes | None], bytes | None]) -> None:
+        filesystem = self.filesystem()
+        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        for _ in range(_REPLACE_TRIES):
+            condition: dict[str, str] = {"IfNoneMatch": "*"}
+            old = None
+            with contextlib.suppress(FileNotFoundError):
+                condition = {"IfMatch": filesystem.info(self.uri)["ETag"]}
+                old = filesystem.cat_file(self.uri)
+            data = change(old)
+            if data is None:
+                return
+            try:
+                filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+                return
+            except OSError as error:
+                code = _response(error).get("Error", {}).get("Code")
+                if code in _NO_CONDITIONS:
+                    filesystem.pipe_file(self.uri, data)
+                    return
+                if code not in _CHANGED_MEANWHILE and not isinstance(error, FileNotFoundError):
+                    raise
+        raise S2RError(f"cannot write {self.uri}: others kept changing it, {_REPLACE_TRIES} times")
+
+    def set_aside(self) -> Place:
+        """Rename one object to `NAME.damaged`, where nothing looks for it; returns the new place."""
+        aside = Place(f"{self.uri}.damaged", self.options)
+        with _explained(f"cannot rename {self.uri}"):
+            self.filesystem().mv(self.uri, aside.uri)
+        return aside
 
     def files(self) -> list[FileInfo]:
         """Every object below this place (recursive), paths relative to it, in path order; [] if there is none.
@@ -312,11 +397,11 @@ def _version(detail: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn what the storage libraries raise into one sentence without secrets."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
-    from botocore.exceptions import ConnectionError as NoConnectionError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
-        yield
+        with _store_errors(what):
+            yield
     except (FileExistsError, NotADirectoryError) as error:
         raise S2RError(f"{what}: a part of this path is a file, not a folder") from error
     except FileNotFoundError as error:
@@ -326,11 +411,33 @@ def _explained(what: str) -> Iterator[None]:
         raise S2RError(f"{what}: access denied{hint if 's3://' in what else ''}") from error
     except NoCredentialsError as error:
         raise S2RError(f"{what}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-    except (NoConnectionError, HTTPClientError) as error:
-        asked = re.sub(r'\?[^"\s]*', "", _short(error))
-        raise S2RError(f"{what}: {asked}; check storage.endpoint_url or AWS_ENDPOINT_URL, and the network") from error
     except (ClientError, BotoCoreError, OSError) as error:
         raise S2RError(f"{what}: {_short(error)}") from error
+
+
+@contextlib.contextmanager
+def _store_errors(what: str) -> Iterator[None]:
+    """Turn what tells of a network, or of a store that is busy or broken, into a StoreError; the rest goes through."""
+    from aiohttp import ClientError as BrokenBodyError
+    from botocore.exceptions import ClientError, HTTPClientError
+    from botocore.exceptions import ConnectionError as NoConnectionError
+
+    try:
+        yield
+    except (NoConnectionError, HTTPClientError, BrokenBodyError) as error:
+        asked = re.sub(r'\?[^"\s]*', "", _short(error))
+        raise StoreError(f"{what}: {asked}; check storage.endpoint_url or AWS_ENDPOINT_URL, and the network") from error
+    except (ClientError, OSError) as error:
+        status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status != _TOO_MANY_REQUESTS and status < _SERVER_ERRORS:
+            raise
+        raise StoreError(f"{what}: {_short(error)}; the store is busy: try later, or raise storage.tries") from error
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """What the object store answered, {} if this does not come from one. s3fs keeps it in the cause."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return answer if isinstance(answer, dict) else {}
 
 
 def _short(error: BaseException) -> str:

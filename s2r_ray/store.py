@@ -20,10 +20,18 @@ import pyarrow.compute as pc
 
 from s2r_ray.signals.base import Signal, Status
 from s2r_ray.storage import Place
-from s2r_ray.tables import read_table, write_table
+from s2r_ray.tables import DamagedError, read_own, write_table
 
 _READ_THREADS = 32
 _KEY = pa.binary(16)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """`keys` need no judging: in no order, possibly repeated. `damaged` are the parts that could not be read."""
+
+    keys: pa.Array
+    damaged: tuple[DamagedError, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,9 @@ class ScoreStore:
         Where two runs judged the same key at once, an ok row wins over a fault and the smaller value over the
         larger, then the smaller of each further column, so that the result depends on what was judged, not on who
         came first.
+
+        Raises:
+            DamagedError: a part cannot be read.
         """
         with ThreadPoolExecutor(_READ_THREADS) as threads:
             tables = list(threads.map(self._read_part, self.parts()))
@@ -98,22 +109,26 @@ class ScoreStore:
             return table
         return table.filter(pa.array(np.concatenate([[True], ~repeated.to_numpy(zero_copy_only=False)])))
 
-    def keys(self) -> pa.Array:
-        """The keys that need no judging, in no order, possibly repeated.
+    def settled(self) -> Settled:
+        """What needs no judging. Parts that are damaged are named, and what is in them does not count.
 
-        A key whose judging failed is not among them: what failed may pass the next time.
+        A key whose judging failed does not count either: what failed may pass the next time.
         """
         with ThreadPoolExecutor(_READ_THREADS) as threads:
             columns = list(threads.map(self._read_settled, self.parts()))
-        chunks = [chunk for column in columns for chunk in column.chunks]
-        return pa.concat_arrays(chunks) if chunks else pa.array([], _KEY)
+        chunks = [chunk for column in columns if isinstance(column, pa.ChunkedArray) for chunk in column.chunks]
+        keys = pa.concat_arrays(chunks) if chunks else pa.array([], _KEY)
+        return Settled(keys, tuple(column for column in columns if isinstance(column, DamagedError)))
 
-    def _read_settled(self, name: str) -> pa.ChunkedArray:
-        table = self._read_part(name, ["key", "status"])
+    def _read_settled(self, name: str) -> pa.ChunkedArray | DamagedError:
+        try:
+            table = self._read_part(name)  # whole: damage in any column costs the part
+        except DamagedError as error:
+            return error
         return table.filter(pc.not_equal(table["status"], str(Status.FAILED)))["key"]
 
-    def _read_part(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        return read_table(self.place.child(name), columns)
+    def _read_part(self, name: str) -> pa.Table:
+        return read_own(self.place.child(name))
 
 
 def fingerprint_digest(fingerprint: dict[str, Any]) -> str:

@@ -9,11 +9,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from s2r_ray.errors import S2RError
 from s2r_ray.storage import Place
+
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""How this package writes Parquet. With checksums, a flipped bit is an error and not another number."""
+
+
+class DamagedError(S2RError):
+    """A table of our own is not what was written: cut short, or changed."""
+
+    def __init__(self, place: Place, why: str) -> None:
+        super().__init__(place, why)
+        self.place = place
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.place} is damaged: {self.why}"
 
 
 @contextlib.contextmanager
@@ -24,8 +41,8 @@ def open_parquet(place: Place) -> Iterator[pq.ParquetFile]:
         S2RError: there is no such file, or no way to it.
         pa.ArrowException: it is not Parquet.
     """
-    with place.open_arrow() as source:
-        yield pq.ParquetFile(source)
+    with place.store_errors(), place.open_arrow() as source:
+        yield pq.ParquetFile(source, page_checksum_verification=True)
 
 
 def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
@@ -34,7 +51,21 @@ def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns), use_threads=not place.is_remote)
 
 
+def read_own(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
+    """As `read_table`, for what this package wrote.
+
+    Raises:
+        DamagedError: it cannot be read as Parquet, or a checksum is wrong.
+        S2RError: there is no such file, or no way to it.
+    """
+    try:
+        return read_table(place, columns)
+    except (pa.ArrowException, OSError) as error:
+        why = str(error).splitlines() or [type(error).__name__]
+        raise DamagedError(place, why[0]) from error
+
+
 def write_table(place: Place, table: pa.Table) -> None:
     """Write the whole table as one file; readers see the old one or the new one."""
     with place.open_output() as sink:
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, **WRITTEN)

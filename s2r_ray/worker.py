@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import faulthandler
+import sys
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from s2r_ray.errors import S2RError
+from s2r_ray.cluster import is_replacement
+from s2r_ray.errors import S2RError, WorkersLostError
+from s2r_ray.retries import take_repeated
 from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
 from s2r_ray.store import ScoreStore
 
@@ -23,18 +29,54 @@ class SignalWorker:
     answer is one row with what was done.
     """
 
-    def __init__(self, signal: Signal, store: ScoreStore) -> None:
+    def __init__(self, signal: Signal, store: ScoreStore, hang_seconds: float) -> None:
         self._signal = signal
         self._store = store
-        signal.open()
+        self._hang_seconds = hang_seconds
+        self._name = uuid.uuid4().hex
+        self._replaced = is_replacement()
+        with dies_when_hung(hang_seconds):
+            signal.open()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """One row: `scored` and `faults` count subjects, `seconds` is the work's time, `repeated` the requests to an
+        object store sent again, `worker` a name for this process, `replaced` whether it stands for one that died.
+
+        Raises:
+            WorkersLostError: the signal is not fit to go on.
+        """
         started = time.monotonic()
         subjects = _subjects(table)
-        scores = score_all(self._signal, subjects)
+        repeated = sum(table["repeated"].to_pylist()) if "repeated" in table.column_names else 0
+        try:
+            with dies_when_hung(self._hang_seconds):
+                scores = score_all(self._signal, subjects)
+        except self._signal.fatal as error:
+            raise WorkersLostError(f"{type(error).__name__}: {error}") from error
         self._store.append(score_table(self._signal, subjects, scores))
-        seconds = time.monotonic() - started
-        return pa.table({"scored": [len(subjects)], "faults": [len(scores.faults)], "seconds": [seconds]})
+        answer = {
+            "scored": len(subjects),
+            "faults": len(scores.faults),
+            "seconds": time.monotonic() - started,
+            "repeated": repeated + take_repeated(),
+            "worker": self._name,
+            "replaced": self._replaced,
+        }
+        return pa.Table.from_pylist([answer])
+
+
+@contextmanager
+def dies_when_hung(seconds: float) -> Iterator[None]:
+    """End the process, with all its threads' tracebacks in its log, if the block takes longer.
+
+    Python's own watchdog thread does it, which needs no lock of the interpreter: native code that never comes back
+    cannot keep it from working.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:

@@ -57,12 +57,22 @@ class Scores:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker takes. `workers` is (at least, at most)."""
+    """What one worker takes, and what is put up with.
+
+    Attributes:
+        workers: how many there are (at least, at most).
+        batch: subjects per call of a worker, and rows per part of the score store.
+        restarts: how often a worker that died is replaced, and how often in a row all are started again without having
+            scored anything.
+        hang_seconds: a worker that loads, or scores one batch, for longer is taken for dead.
+    """
 
     workers: tuple[int, int] = (1, 1)
     cpus: float = 1
     gpus: float = 0
     batch: int = 512
+    restarts: int = 3
+    hang_seconds: float = 1800
 
 
 class Signal(Protocol):

@@ -107,6 +107,8 @@ class Difficulty:
             cpus=workers.cpus_per_judge,
             gpus=gpus,
             batch=workers.judge_batch,
+            restarts=workers.restarts,
+            hang_seconds=workers.hang_seconds,
         )
 
     def open(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -242,3 +244,24 @@ def test_nothing_at_a_pool_address(tmp_path: Path) -> None:
     for address, said in {"empty": "no file in it", "gone": "no such place", "*.jsonl": "no file matches"}.items():
         with pytest.raises(UsageError, match=said):
             Place.of(tmp_path / address).glob()
+
+
+# --- changing one object in one step -----------------------------------------------------------------
+
+
+def test_replace(tmp_path: Path) -> None:
+    """Catches: a change lost because two writers read the same old object, and a write where nothing was to change."""
+    place = Place.of(tmp_path / "n" / "count")
+    place.replace(lambda old: b"0" if old is None else None)
+
+    def one_more(old: bytes | None) -> bytes:
+        time.sleep(0.002)
+        return str(int(old or b"0") + 1).encode()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: place.replace(one_more), range(40)))
+    assert place.read_bytes() == b"40"
+    before = Path(place.uri).stat()
+    place.replace(lambda _: None)
+    assert Path(place.uri).stat() == before
+    assert [path.name for path in (tmp_path / "n").iterdir()] == ["count"], "a lock that is left behind"

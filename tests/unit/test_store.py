@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from s2r_ray.errors import S2RError
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore, fingerprint_digest
+from s2r_ray.store import ScoreStore, Settled, fingerprint_digest
+from s2r_ray.tables import DamagedError
 from tests.fakes import HashJudge
 
 ROWS = st.lists(
@@ -63,7 +64,7 @@ def test_round_trip(tmp_path: Path) -> None:
     table = store.read()
     assert table.schema.equals(store.schema())
     assert table.to_pylist() == [rows[1], rows[2], rows[0]]
-    assert sorted(store.keys().to_pylist()) == [key(2), key(3)], "what failed is judged again"
+    assert sorted(store.settled().keys.to_pylist()) == [key(2), key(3)], "what failed is judged again"
 
 
 def test_an_empty_store(tmp_path: Path) -> None:
@@ -72,8 +73,8 @@ def test_an_empty_store(tmp_path: Path) -> None:
     for _ in range(2):
         assert store.read().num_rows == 0
         assert store.read().schema.equals(store.schema())
-        assert store.keys().to_pylist() == []
-        assert store.keys().type == pa.binary(16)
+        assert store.settled().keys.to_pylist() == []
+        assert store.settled().keys.type == pa.binary(16)
         append(store)
     assert len(store.parts()) == 2
 
@@ -125,6 +126,29 @@ def test_a_wrong_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises((ValueError, pa.ArrowInvalid, S2RError)):
         store.append(pa.table({"key": pa.array([key(1)], pa.binary(16)), "value": [0.5]}))
     assert store.parts() == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "text"])
+def test_damaged_parts_are_named(tmp_path: Path, harm: str) -> None:
+    """Catches: one torn part that makes the whole store unreadable, a flipped bit that passes for a score, keys of a
+    damaged part that count as judged."""
+    store = store_at(tmp_path)
+    append(store, *(make(number, number / 64) for number in range(64)))
+    torn = Path(store.place.child(store.parts()[0]).uri)
+    data = bytearray(torn.read_bytes())
+    middle = data.index(b"PAR1") + 60
+    data[middle] ^= 4
+    torn.write_bytes({"cut": data[:-9], "flipped": bytes(data), "emptied": b"", "text": b"scores"}[harm])
+    append(store, make(77, 0.5))
+    settled = store.settled()
+    assert settled.keys.to_pylist() == [key(77)]
+    assert [damage.place.uri for damage in settled.damaged] == [str(torn)]
+    with pytest.raises(DamagedError, match="is damaged"):
+        store.read()
+    aside = settled.damaged[0].place.set_aside()
+    assert Path(aside.uri).exists()
+    assert store.settled() == Settled(store.settled().keys)
+    assert store.read()["key"].to_pylist() == [key(77)]
 
 
 def test_what_else_lies_there_is_not_a_part(tmp_path: Path) -> None:

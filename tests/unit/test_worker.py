@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2r_ray.errors import S2RError
+from s2r_ray.errors import S2RError, WorkersLostError
 from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.worker import SignalWorker, score_all, score_table
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Dead(Exception):  # noqa: N818  # what an engine raises is not always called an error
@@ -202,11 +206,17 @@ def test_worker(tmp_path: Path) -> None:
     """Catches: an answer before the scores are durable, a key with another's score, a model opened per batch."""
     signal = Lengths()
     store = ScoreStore.of(Place.of(tmp_path), signal)
-    worker = SignalWorker(signal, store)
+    worker = SignalWorker(signal, store, hang_seconds=60)
     for batch in (subjects("a", "bad", "ccc"), subjects("a", "bad", "ccc", "dddd", "silent")[3:]):
         keys = pa.array([subject.key for subject in batch], pa.binary(16))
         answer = worker(pa.table({"key": keys, "question": [subject.question for subject in batch]})).to_pylist()
-        assert answer == [{"scored": len(batch), "faults": 1, "seconds": answer[0]["seconds"]}]
+        assert len(answer) == 1
+        assert {name: answer[0][name] for name in ("scored", "faults", "repeated", "replaced")} == {
+            "scored": len(batch),
+            "faults": 1,
+            "repeated": 0,
+            "replaced": False,
+        }
         assert set(keys.to_pylist()) <= set(store.read()["key"].to_pylist())
     assert signal.opened == 1
     assert store.read()["value"].to_pylist() == [1.0, None, 3.0, 4.0, None]
@@ -218,9 +228,38 @@ def test_a_worker_that_dies_leaves_nothing(tmp_path: Path) -> None:
     signal = Lengths()
     store = ScoreStore.of(Place.of(tmp_path), signal)
     batch = pa.table({"key": pa.array([b"0" * 16], pa.binary(16)), "question": ["dead"]})
-    with pytest.raises(Dead):
-        SignalWorker(signal, store)(batch)
+    with pytest.raises(WorkersLostError, match="Dead: no heartbeat"):
+        SignalWorker(signal, store, hang_seconds=60)(batch)
     assert store.parts() == []
+
+
+@pytest.mark.parametrize("where", ["open", "score"])
+def test_a_worker_that_hangs_ends_itself(tmp_path: Path, where: str) -> None:
+    """Catches: a judge that never comes back, while loading or while judging, and holds its GPU for ever. It hangs in
+    native code with the interpreter's lock held, where no Python thread could notice."""
+    code = f"""
+import ctypes, sys
+import pyarrow as pa
+from s2r_ray.storage import Place
+from s2r_ray.store import ScoreStore
+from s2r_ray.worker import SignalWorker
+from tests.unit.test_worker import Lengths
+
+def hang(*_):
+    ctypes.PyDLL(None).sleep(60)
+
+setattr(Lengths, {where!r}, hang)
+store = ScoreStore.of(Place.of({str(tmp_path)!r}), Lengths())
+batch = pa.table({{"key": pa.array([b"0" * 16], pa.binary(16)), "question": ["q"]}})
+SignalWorker(Lengths(), store, hang_seconds=0.5)(batch)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert "Timeout (0:00:00.500000)!" in done.stderr
+    assert "in hang" in done.stderr, "the log must say where it hung"
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_traces_reach_signals_that_judge_samples(tmp_path: Path) -> None:
@@ -235,6 +274,6 @@ def test_traces_reach_signals_that_judge_samples(tmp_path: Path) -> None:
             return super().score(batch)
 
     key = b"0" * 16
-    worker = SignalWorker(Samples(), ScoreStore.of(Place.of(tmp_path), Samples()))
+    worker = SignalWorker(Samples(), ScoreStore.of(Place.of(tmp_path), Samples()), hang_seconds=60)
     worker(pa.table({"key": pa.array([key], pa.binary(16)), "question": ["q"], "trace": ["t"]}))
     assert seen == [Subject(key, "q", "t")]
