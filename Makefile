@@ -3,7 +3,7 @@ OUT ?= out
 ROWS ?= 4000
 SEED ?= 0
 
-.PHONY: run test check bench
+.PHONY: run test check bench chaos
 
 run: install-run
 	.venv/bin/s2r synth --rows $(ROWS) --seed $(SEED) --out $(OUT)/pool
@@ -16,6 +16,11 @@ check: install-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# Kills whatever a run consists of, so many times; SEED gives other moments.
+KILLS ?= 500
+chaos: install-test
+	KILLS=$(KILLS) .venv/bin/python -m pytest -q -s --timeout=0 tests/faults/test_kills.py
 
 bench: install-test
 	.venv/bin/python -m tests.benchmarks

@@ -243,7 +243,7 @@ class Place:
                 self.filesystem().pipe_file(self.uri, sink.read())
                 return
             try:
-                self.filesystem().put_file(sink.name, self.uri)
+                self.filesystem().put_file(sink.name, self.uri, chunksize=_ONE_PUT_BYTES // 2)
             except FileNotFoundError:
                 # "No such upload": it was completed, and the answer to that was lost.
                 if self.filesystem().info(self.uri)["size"] != size:
