@@ -9,6 +9,14 @@ class S2RError(Exception):
     exit_code = 1
 
 
+class TooManyErrors(S2RError):  # noqa: N818  # what there is too many of is its name
+    """More of the data is wrong than `max_error_rate` allows. `table` shows reasons, counts and examples."""
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
 class UsageError(S2RError):
     """A wrong option, configuration or input place: nothing was started. Exit code 2."""
 

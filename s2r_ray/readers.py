@@ -81,6 +81,12 @@ def pool_files(files: Sequence[FileInfo], where: str) -> list[FileInfo]:
         for file in files
         if file.path.endswith(SUFFIXES) and not any(part.startswith((".", "_")) for part in file.path.split("/"))
     ]
+    for file in known:
+        if not file.path.isprintable():
+            raise UsageError(
+                f"{where}: the name of {one_line(file.path)} has characters that are not printable or not UTF-8; "
+                "manifests could not name it. Rename it"
+            )
     if not known:
         raise UsageError(
             f"{where}: no pool file among {len(files)} files; expected names that end in {', '.join(SUFFIXES)}"
