@@ -150,11 +150,12 @@ def rank(
     marked = np.flatnonzero(candidates.addresses_judge[kept])
     addressing = {"ranked": len(marked)}
     addressing |= {budget: int(np.isin(order[:size], marked).sum()) for budget, size in sizes.items()}
-    ids = _SampleIds(out, snapshot, candidates, kept[marked])
-    first = top_rows(
-        block.joint[marked], values["length"][marked], ids, [kept[marked]], k=min(_ADDRESSING_SHOWN, len(marked))
-    )
-    shown = _rows_at(out, snapshot, candidates, ranked, marked[first]) if len(marked) else top.slice(0, 0)
+    shown = top.slice(0, 0)
+    if len(marked):
+        ids = _SampleIds(out, snapshot, candidates, kept[marked])
+        k = min(_ADDRESSING_SHOWN, len(marked))
+        first = top_rows(block.joint[marked], values["length"][marked], ids, [kept[marked]], k=k)
+        shown = _rows_at(out, snapshot, candidates, ranked, marked[first])
     indexed = candidates.indexed + len(snapshot.unreadable)
     return Ranking(indexed, len(kept), excluded, sizes, top, addressing, shown)
 
