@@ -83,8 +83,8 @@ class Mapping(BaseModel):
         missing = [name for name in self.columns() if name not in found and name not in self.optional()]
         if missing:
             raise UsageError(
-                f"{where}: column {', '.join(map(repr, missing))} not found. The file has: {', '.join(found)}. "
-                f"The mapping wants: {', '.join(self.columns())}. Choose another --preset or set `mapping` in the "
+                f"{where}: column {', '.join(map(repr, missing))} not found. "
+                f"The file has: {one_line(', '.join(found))}. The mapping wants: {', '.join(self.columns())}. Choose another --preset or set `mapping` in the "
                 "configuration file."
             )
 

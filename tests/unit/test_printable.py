@@ -22,7 +22,9 @@ def test_one_bounded_printable_line(text: str, limit: int) -> None:
         assert shown == text
 
 
-@pytest.mark.parametrize("value", [[10**5000], [[[[[[[[[[1]]]]]]]]]], "x" * 10**6, b"\xff" * 1000, {"a": object()}, None])
+@pytest.mark.parametrize(
+    "value", [[10**5000], [[[[[[[[[[1]]]]]]]]]], "x" * 10**6, b"\xff" * 1000, {"a": object()}, None]
+)
 def test_any_value(value: Any) -> None:
     """Catches: an exception or a megabyte in a detail."""
     assert sys.get_int_max_str_digits() < 5000
