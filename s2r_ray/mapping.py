@@ -84,8 +84,8 @@ class Mapping(BaseModel):
         if missing:
             raise UsageError(
                 f"{where}: column {', '.join(map(repr, missing))} not found. "
-                f"The file has: {one_line(', '.join(found))}. The mapping wants: {', '.join(self.columns())}. Choose another --preset or set `mapping` in the "
-                "configuration file."
+                f"The file has: {one_line(', '.join(found))}. The mapping wants: {', '.join(self.columns())}. "
+                "Choose another --preset or set `mapping` in the configuration file."
             )
 
 
