@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from s2r_ray.injection import addresses_judge
 from s2r_ray.mapping import MISSING, Record, Trace
+from s2r_ray.printable import brief, one_line
 from s2r_ray.tokens import TokenCounter
 from s2r_ray.trace import reasoning, without_repeats
 
@@ -22,7 +27,10 @@ class Reason(StrEnum):
 
     UNREADABLE_FILE = "unreadable_file"
     UNREADABLE_ROW = "unreadable_row"
+    MISMATCHED_LISTS = "mismatched_lists"
+    BAD_ID = "bad_id"
     NOT_A_STRING = "not_a_string"
+    TOO_LARGE = "too_large"
     EMPTY = "empty"
     UNVERIFIED = "unverified"
     INCOMPLETE = "incomplete"
@@ -30,6 +38,21 @@ class Reason(StrEnum):
     OVER_CUTOFF = "over_cutoff"
     NOT_CHOSEN = "not_chosen"
     DUPLICATE_SAMPLE = "duplicate_sample"
+
+
+ROW_FAULTS = (
+    Reason.UNREADABLE_ROW,
+    Reason.MISMATCHED_LISTS,
+    Reason.BAD_ID,
+    Reason.NOT_A_STRING,
+    Reason.TOO_LARGE,
+    Reason.EMPTY,
+)
+"""Reasons that say that the data is broken. The others are decisions: guards, duplicates, the choice of a trace."""
+
+_QUESTION_CHARACTERS = 1 << 20
+_ID_CHARACTERS = 1024
+_EXACT_FLOAT = 2.0**53
 
 
 class Guards(BaseModel):
@@ -49,7 +72,8 @@ class Guards(BaseModel):
 class Entry:
     """One trace in the pool index. Lengths are in tokens of the student's tokenizer, None where not counted.
 
-    `reason` is None for a candidate. `generation` is -1 for a row that has no trace at all.
+    `reason` is None for a candidate. `generation` is -1 for a row that has no trace at all. `addresses_judge` marks
+    questions that speak to the judge (see `injection`), None where there is no question.
     """
 
     sample_id: str
@@ -64,6 +88,7 @@ class Entry:
     trace_characters: int | None = None
     source: str | None = None
     problem_type: str | None = None
+    addresses_judge: bool | None = None
     reason: str | None = None
     detail: str | None = None
 
@@ -104,32 +129,39 @@ class _Checked:
 
 
 def _check_flags(record: Record, guards: Guards) -> list[_Checked]:
+    name, bad_id = _id(record.id)
+    question = record.question
     base = Entry(
-        sample_id="",
+        sample_id=f"row-{record.row}" if name is None else name,
         row=record.row,
         generation=-1,
         source=record.groups.get("source"),
         problem_type=record.groups.get("problem_type"),
     )
+    fault: tuple[Reason | None, str | None] = (None, None)
     if not record.traces:
-        return [_Checked(_left_out(replace(base, sample_id=_sample_id(record, -1, b"")), Reason.EMPTY, "no trace"))]
-    return [_check_trace(record, trace, base, guards) for trace in record.traces]
+        fault = Reason.EMPTY, "no trace"
+    elif record.fault:
+        fault = Reason.MISMATCHED_LISTS, one_line(record.fault)
+    elif bad_id:
+        fault = Reason.BAD_ID, bad_id
+    else:
+        fault = _text_fault("question", question, _QUESTION_CHARACTERS)
+    if fault[0]:
+        generations = [trace.generation for trace in record.traces] or [-1]
+        return [_Checked(_left_out(_numbered(base, generation), fault[0], fault[1])) for generation in generations]
+    base = replace(base, question_key=content_key(question), addresses_judge=addresses_judge(question))
+    return [_check_trace(question, trace, base, guards, by_content=name is None) for trace in record.traces]
 
 
-def _check_trace(record: Record, trace: Trace, base: Entry, guards: Guards) -> _Checked:
-    base = replace(base, generation=trace.generation, sample_id=_sample_id(record, trace.generation, b""))
-    question, response = record.question, _response(trace)
-    for name, text in (("question", question), ("trace", response)):
-        fault = _text_fault(text)
-        if fault:
-            return _Checked(_left_out(base, fault, _describe(name, text)))
+def _check_trace(question: str, trace: Trace, base: Entry, guards: Guards, *, by_content: bool) -> _Checked:
+    response = _response(trace)
+    base = _numbered(base, trace.generation)
+    fault, detail = _text_fault("trace", response, None)
+    if fault:
+        return _Checked(_left_out(base, fault, detail))
     key = content_key(question, response)
-    base = replace(
-        base,
-        sample_id=_sample_id(record, trace.generation, key),
-        question_key=content_key(question),
-        sample_key=key,
-    )
+    base = replace(base, sample_id=key.hex() if by_content else base.sample_id, sample_key=key)
     fault, detail = _flag_fault(trace, guards)
     if fault:
         return _Checked(_left_out(base, fault, detail))
@@ -137,6 +169,33 @@ def _check_trace(record: Record, trace: Trace, base: Entry, guards: Guards) -> _
     if not span.strip():
         return _Checked(_left_out(base, Reason.EMPTY, "trace is blank"))
     return _Checked(base, question, response, span)
+
+
+def _numbered(base: Entry, generation: int) -> Entry:
+    """`id#generation`; without an id the row number stands in, until there is content to name it by."""
+    return replace(base, generation=generation, sample_id=f"{base.sample_id}#{max(generation, 0)}")
+
+
+def _id(value: Any) -> tuple[str | None, str | None]:
+    """(the id as text, what is wrong with it). A null, blank or NaN id is none: the content names the sample then.
+
+    Whole numbers in a column of floats (what some writers make of integers beside nulls) lose their ".0"; where a
+    float no longer tells neighbouring numbers apart it is no id.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None, None
+    if isinstance(value, str):
+        if len(value) > _ID_CHARACTERS:
+            return None, f"id has {len(value):,} characters, at most {_ID_CHARACTERS:,}"
+        return (value, None) if value.strip() else (None, None)
+    if isinstance(value, float):
+        exact = abs(value) < _EXACT_FLOAT
+        return (
+            (str(int(value) if value.is_integer() else value), None) if exact else (None, f"id is {value}, not exact")
+        )
+    if isinstance(value, int | Decimal | UUID) and not isinstance(value, bool):
+        return str(value), None
+    return None, f"id is {type(value).__name__}"
 
 
 def _response(trace: Trace) -> Any:
@@ -148,26 +207,23 @@ def _response(trace: Trace) -> Any:
     return f"<think>\n{trace.thinking}\n</think>\n\n{trace.response or ''}"
 
 
-def _text_fault(text: Any) -> Reason | None:
+def _text_fault(name: str, text: Any, most: int | None) -> tuple[Reason | None, str | None]:
+    """What is wrong with a text of at most so many characters."""
     if not isinstance(text, str):
-        return Reason.NOT_A_STRING
-    return None if text.strip() else Reason.EMPTY
-
-
-def _describe(name: str, text: Any) -> str:
-    if isinstance(text, str):
-        return f"{name} is blank"
-    return f"{name} is {'null' if text is None else type(text).__name__}"
+        return Reason.NOT_A_STRING, f"{name} is {'null' if text is None else type(text).__name__}"
+    if most is not None and len(text) > most:
+        return Reason.TOO_LARGE, f"{name} has {len(text):,} characters, at most {most:,}"
+    return (None, None) if text.strip() else (Reason.EMPTY, f"{name} is blank")
 
 
 def _flag_fault(trace: Trace, guards: Guards) -> tuple[Reason | None, str | None]:
     if guards.verified and trace.verified is not None and trace.verified is not True:
-        return Reason.UNVERIFIED, "no verdict" if trace.verified is MISSING else f"verified is {trace.verified!r}"
+        return Reason.UNVERIFIED, "no verdict" if trace.verified is MISSING else f"verified is {brief(trace.verified)}"
     if guards.complete and trace.complete is not None and trace.complete is not True:
-        return Reason.INCOMPLETE, "no value" if trace.complete is MISSING else f"complete is {trace.complete!r}"
+        return Reason.INCOMPLETE, "no value" if trace.complete is MISSING else f"complete is {brief(trace.complete)}"
     # A pool without finish reasons for a row (OpenR1 has null there for locally generated rows) is not at fault.
     if guards.finish_reasons and trace.finish_reason not in (None, MISSING, *guards.finish_reasons):
-        return Reason.FINISH_REASON, f"finish reason is {trace.finish_reason!r}"
+        return Reason.FINISH_REASON, f"finish reason is {brief(trace.finish_reason)}"
     return None, None
 
 
@@ -208,10 +264,3 @@ def _choose(row: list[Entry], choice: Choice) -> list[Entry]:
 
 def _left_out(entry: Entry, reason: Reason, detail: str | None) -> Entry:
     return replace(entry, reason=str(reason), detail=detail)
-
-
-def _sample_id(record: Record, generation: int, key: bytes) -> str:
-    """`id#generation`; without an id column the content key stands in, and without content the row number."""
-    if record.id is not None:
-        return f"{record.id}#{max(generation, 0)}"
-    return key.hex() if key else f"row-{record.row}#{max(generation, 0)}"

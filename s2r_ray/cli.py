@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from s2r_ray import __version__
-from s2r_ray.errors import S2RError
+from s2r_ray.errors import S2RError, TooManyErrors
 
 # Typer's base class of usage errors has no public name; its public errors derive from it.
 _WRONG_USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
@@ -42,6 +42,10 @@ Judge = Annotated[str | None, typer.Option(help="Folder or hub id of the judge. 
 Engine = Annotated[str | None, typer.Option(help="vllm or transformers. Default: vllm.")]
 Candidates = Annotated[str | None, typer.Option(help="Traces that compete per problem: first, longest or all.")]
 BadFiles = Annotated[int | None, typer.Option("--max-bad-files", help="Unreadable files to put up with. Default: 0.")]
+ErrorRate = Annotated[
+    str | None,
+    typer.Option("--max-error-rate", help="Share of broken rows or unjudged questions to put up with. Default: 0.1%."),
+]
 WeightOptions = Annotated[
     list[str] | None,
     typer.Option(
@@ -82,6 +86,7 @@ def run(
     weight: WeightOptions = None,
     budget: Budgets = None,
     max_bad_files: BadFiles = None,
+    max_error_rate: ErrorRate = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -92,7 +97,20 @@ def run(
 
     settings = _config(
         config,
-        _overrides(pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files, verbose),
+        _overrides(
+            pool,
+            out,
+            preset,
+            tokenizer,
+            judge,
+            engine,
+            candidates,
+            weight,
+            budget,
+            max_bad_files,
+            max_error_rate,
+            verbose,
+        ),
     )
     record, place = pipeline.run(settings, Progress(quiet=quiet))
     _show_run(record, place, as_json)
@@ -111,13 +129,17 @@ def plan(
     weight: WeightOptions = None,
     budget: Budgets = None,
     max_bad_files: BadFiles = None,
+    max_error_rate: ErrorRate = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would read and judge, and check everything it needs. Changes nothing."""
     from s2r_ray import pipeline
 
     settings = _config(
-        config, _overrides(pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files)
+        config,
+        _overrides(
+            pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files, max_error_rate
+        ),
     )
     summary = pipeline.summarize(pipeline.prepare(settings))
     if as_json:
@@ -140,6 +162,7 @@ def score(
     engine: Engine = None,
     candidates: Candidates = None,
     max_bad_files: BadFiles = None,
+    max_error_rate: ErrorRate = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -150,7 +173,9 @@ def score(
 
     settings = _config(
         config,
-        _overrides(pool, out, preset, tokenizer, judge, engine, candidates, None, None, max_bad_files, verbose),
+        _overrides(
+            pool, out, preset, tokenizer, judge, engine, candidates, None, None, max_bad_files, max_error_rate, verbose
+        ),
     )
     scored = pipeline.score(settings, Progress(quiet=quiet))
     if as_json:
@@ -277,6 +302,9 @@ def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
     try:
         exit_code = app(standalone_mode=False) or 0
+    except TooManyErrors as error:
+        sys.stderr.write(error.table + "\n")
+        _fail(str(error), error.exit_code)
     except S2RError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  # the edge: nobody should meet a traceback
@@ -307,6 +335,7 @@ def _overrides(
     weight: list[str] | None = None,
     budget: list[str] | None = None,
     max_bad_files: int | None = None,
+    max_error_rate: str | None = None,
     verbose: bool = False,
 ) -> dict[str, Any]:
     """Options as configuration keys; what was not given is left out."""
@@ -324,6 +353,7 @@ def _overrides(
         "weights": _weights(weight) if weight else None,
         "budgets": budget or None,
         "max_bad_files": max_bad_files,
+        "max_error_rate": max_error_rate,
         "workers": {"logs": True} if verbose else None,
     }
     return {name: value for name, value in keys.items() if value is not None}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from s2r_ray.errors import S2RError, UsageError, WorkersLostError
+from s2r_ray.errors import S2RError, TooManyErrors, UsageError, WorkersLostError
 from s2r_ray.quiet import captured
 from s2r_ray.signals.base import Resources
 
@@ -54,6 +54,10 @@ def connected(address: str | None, *, logs: bool = False) -> Iterator[Cluster]:
     try:
         with captured() as path, _connection(address, logs=False) as cluster:
             yield cluster
+    except TooManyErrors:
+        if path is not None:
+            path.unlink(missing_ok=True)  # nothing in it about the rows
+        raise
     except UsageError:
         raise
     except S2RError as error:

@@ -45,6 +45,13 @@ class StorageSection(_Section):
     anonymous: bool = Field(False, description="Read public buckets without credentials")
     tries: int = Field(5, ge=1, description="How often a request is sent at the most, with growing pauses")
 
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_credentials_in_address(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value:
+            raise ValueError("an endpoint address must not contain credentials; use AWS_ACCESS_KEY_ID and its kin")
+        return value
+
     def options(self) -> StorageOptions:
         """The same for `storage.Place`."""
         secret = self.secret_access_key.get_secret_value() if self.secret_access_key else None
@@ -152,6 +159,9 @@ class Config(_Section):
     weights: dict[str, str] = Field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
     max_bad_files: int = Field(0, ge=0, description="Unreadable files to put up with")
+    max_error_rate: str = Field(
+        "0.001", description="Share of broken rows, and of questions without an answer, to put up with; 0..1"
+    )
     storage: StorageSection = StorageSection.model_validate({})
 
     @field_validator("weights", mode="before")
@@ -166,6 +176,11 @@ class Config(_Section):
         if not values:
             raise ValueError("no budget; expected at least one share such as 2%")
         return tuple(dict.fromkeys(_percent(item) for item in values))
+
+    @field_validator("max_error_rate", mode="before")
+    @classmethod
+    def _share_as_text(cls, value: Any) -> Any:
+        return _share(value)
 
     def out_place(self) -> Place:
         """The output place.
@@ -201,6 +216,18 @@ def _percent(value: Any) -> str:
     return f"{share.normalize():f}"
 
 
+def _share(value: Any) -> str:
+    """0.001 and 0.1% -> a share as a plain decimal."""
+    text = str(value).strip()
+    try:
+        share = Decimal(text.removesuffix("%").strip()) / (100 if text.endswith("%") else 1)
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is not a number; expected a share such as 0.001 or 0.1%") from None
+    if not share.is_finite() or not 0 <= share <= 1:
+        raise ValueError(f"{value!r} is outside 0..1; expected a share such as 0.001 or 0.1%")
+    return f"{share:f}"
+
+
 def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
     """The configuration file with the options laid over it; nested options replace single keys.
 
@@ -215,6 +242,11 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        if "://" in file:
+            Place.of(file)  # before the address is repeated in a message: it must not hold credentials
+    except S2RError as error:
+        raise UsageError(f"--config: {error}") from error
     try:
         text = Place.of(file).read_bytes().decode("utf-8") if "://" in file else Path(file).read_text(encoding="utf-8")
         data = yaml.safe_load(text)

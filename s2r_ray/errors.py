@@ -17,6 +17,14 @@ class WorkersLostError(S2RError):
     """Workers died, or what they hold is not fit to go on: others may do the work that is left. Exit code 1."""
 
 
+class TooManyErrors(S2RError):  # noqa: N818  # what there is too many of is its name
+    """More of the data is wrong than `max_error_rate` allows. `table` shows reasons, counts and examples."""
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
 class UsageError(S2RError):
     """A wrong option, configuration or input place: nothing was started. Exit code 2."""
 

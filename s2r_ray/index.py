@@ -25,7 +25,7 @@ from s2r_ray.storage import Place
 from s2r_ray.tables import write_table
 from s2r_ray.tokens import open_counter
 
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
 
 _KEY = pa.binary(16)
@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         ("trace_characters", pa.int32()),
         ("source", _LABEL),
         ("problem_type", _LABEL),
+        ("addresses_judge", pa.bool_()),
         ("reason", _LABEL),
         ("detail", pa.string()),
     ]

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s2r_ray.errors import UsageError
+from s2r_ray.printable import brief, one_line
 
 
 class ChatMapping(BaseModel):
@@ -82,9 +83,9 @@ class Mapping(BaseModel):
         missing = [name for name in self.columns() if name not in found and name not in self.optional()]
         if missing:
             raise UsageError(
-                f"{where}: column {', '.join(map(repr, missing))} not found. The file has: {', '.join(found)}. "
-                f"The mapping wants: {', '.join(self.columns())}. Choose another --preset or set `mapping` in the "
-                "configuration file."
+                f"{where}: column {', '.join(map(repr, missing))} not found. "
+                f"The file has: {one_line(', '.join(found))}. The mapping wants: {', '.join(self.columns())}. "
+                "Choose another --preset or set `mapping` in the configuration file."
             )
 
 
@@ -110,13 +111,17 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a pool: its number in the file, question and traces, unchecked."""
+    """One row of a pool: its number in the file, question and traces, unchecked.
+
+    `fault` says which lists of the row differ in length: nobody can tell then which verdict goes with which trace.
+    """
 
     row: int
     id: Any
     question: Any
     traces: tuple[Trace, ...]
     groups: dict[str, str | None]
+    fault: str | None = None
 
 
 def records(columns: dict[str, list[Any]], first_row: int, mapping: Mapping) -> Iterator[Record]:
@@ -131,7 +136,21 @@ def records(columns: dict[str, list[Any]], first_row: int, mapping: Mapping) -> 
             question=question,
             traces=tuple(_traces(responses, thinking, values, mapping)),
             groups={group: _text_or_none(values[name]) for group, name in mapping.groups.items()},
+            fault=_uneven(values, mapping),
         )
+
+
+def _uneven(values: dict[str, Any], mapping: Mapping) -> str | None:
+    """Lists of one value per generation that are not equally long. A flag list without values is no flag at all."""
+    if mapping.chat is not None:
+        return None
+    lists = {name: values[name] for name in (mapping.traces, mapping.thinking) if name}
+    flags = {name: values[name] for name in (mapping.verified, mapping.complete, mapping.finish_reason) if name}
+    lists |= {name: value for name, value in flags.items() if not isinstance(value, list) or value}
+    found = {name: len(value) for name, value in lists.items() if isinstance(value, list)}
+    if len(set(found.values())) < 2:
+        return None
+    return ", ".join(f"{name} has {count}" for name, count in found.items()) + " values"
 
 
 def _texts(values: dict[str, Any], mapping: Mapping) -> tuple[Any, list[Any], list[Any]]:
@@ -199,7 +218,9 @@ def _traces(responses: list[Any], thinking: list[Any], values: dict[str, Any], m
 
 
 def _text_or_none(value: Any) -> str | None:
-    return None if value is None else str(value)
+    if value is None:
+        return None
+    return one_line(value) if isinstance(value, str) else brief(value)
 
 
 @cache

@@ -44,20 +44,31 @@ class ModelRef:
         return loaded
 
 
-def find_model(model: str, revision: str | None = None) -> ModelRef:
+def find_model(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> ModelRef:
     """A judge by folder or hub id.
 
     Raises:
-        UsageError: nothing is there, or it has no weights, configuration or tokenizer.
+        UsageError: nothing is there, it has no weights, configuration or tokenizer, weights that are pickles, or code
+            of its own that is not trusted.
     """
     folder, commit = _locate(model, revision, "model")
     for wanted, files in (("config.json", ["config.json"]), ("a tokenizer", list(_TOKENIZER_FILES))):
         if not any((folder / name).exists() for name in files):
             raise UsageError(f"judge {model}: {wanted} not found in it; expected a model folder with {files[0]}")
+    for name in ("config.json", "tokenizer_config.json"):
+        if not trust_remote_code and _names_code(folder / name):
+            raise UsageError(
+                f"judge {model}: its {name} asks to run code that ships with it (auto_map), which is refused; "
+                "read that code, then set judge.trust_remote_code: true, or take a model without it"
+            )
     if commit is not None:
         return ModelRef(model, commit, folder, f"{model}@{commit}")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UsageError(f"judge {model}: no weights (*.safetensors) in it")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
+        raise UsageError(
+            f"judge {model}: no weights (*.safetensors) in it"
+            + ("; pickled weights (.bin, .pt) can run code and are not read: convert them" if pickled else "")
+        )
     return ModelRef(str(folder), None, folder, _digest(path for path in folder.iterdir() if path.suffix in _SUFFIXES))
 
 
@@ -71,6 +82,11 @@ def find_tokenizer(tokenizer: str) -> ModelRef:
     files = [folder / name for name in _TOKENIZER_FILES if (folder / name).exists()]
     if not files:
         raise UsageError(f"{tokenizer}: no tokenizer in it; expected tokenizer.json")
+    if _names_code(folder / "tokenizer_config.json"):
+        raise UsageError(
+            f"{tokenizer}: its tokenizer_config.json asks to run code that ships with it (auto_map), which is refused. "
+            "judge.trust_remote_code is for the judge alone: give --tokenizer a folder with a plain tokenizer.json"
+        )
     if commit is not None:
         return ModelRef(tokenizer, commit, folder, f"{tokenizer}@{commit}")
     files += [folder / name for name in _TOKENIZER_EXTRAS if (folder / name).exists()]
@@ -94,6 +110,15 @@ def _locate(name: str, revision: str | None, what: str) -> tuple[Path, str | Non
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
         ) from error
     return Path(small), Path(small).name
+
+
+def _names_code(file: Path) -> bool:
+    """Whether a configuration asks transformers to import Python files of the repository."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # who needs the file says that it cannot be read
+        return False
+    return isinstance(content, dict) and bool(content.get("auto_map"))
 
 
 def _digest(files: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from s2r_ray.cluster import Cluster, connected, stream_tasks
 from s2r_ray.config import Config
+from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, forget_unit, index_unit, indexed_keys, unit_keys, unit_of
 from s2r_ray.judge import EMBEDDED_JUDGE
@@ -204,6 +205,7 @@ def index_and_score(plan: Plan, progress: Progress) -> Scored:
     with ExitStack() as stack:
         counts: dict[str, Any] = dict.fromkeys(_TROUBLES, 0)
         snapshot = _index(plan, stack, progress, seconds, counts)
+        check_rows(plan.out, snapshot, plan.config.max_error_rate)
         counts |= {
             "units": len(snapshot.units),
             "units_read": len(plan.fresh),
@@ -218,6 +220,7 @@ def index_and_score(plan: Plan, progress: Progress) -> Scored:
                 f"{signal.name}_reused": pending.distinct - len(pending),
             }
             seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress, counts)
+            check_judged(plan.out, snapshot, signal, store, plan.config.max_error_rate)
         counts["requests_repeated"] += take_repeated()
     scored = Scored(
         snapshot,
@@ -255,6 +258,8 @@ def rank_and_publish(
     ranking = rank(out, scored.snapshot, signals, weights, budgets, place)
     excluded = sum(ranking.excluded.values())
     progress.say(f"rank: {ranking.ranked:,} traces ranked, {excluded:,} left out")
+    if ranking.addressing["ranked"]:
+        progress.say(f"warning: {ranking.addressing['ranked']:,} ranked questions speak to the judge; see report.html")
     record = RunRecord(
         run_id=run_id,
         started=started,
@@ -266,6 +271,7 @@ def rank_and_publish(
         counts={"indexed": ranking.indexed, "ranked": ranking.ranked, "excluded": excluded, **scored.counts},
         excluded=ranking.excluded,
         budgets=ranking.budgets,
+        addressing_judge=ranking.addressing,
         weights=weights.as_floats(),
         seconds={**scored.seconds, "rank": monotonic() - begun},
     )

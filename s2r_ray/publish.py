@@ -26,7 +26,8 @@ class RunRecord:
 
     `pools` are the addresses as given; `snapshot` stands for their files in these versions; `index` has what the index
     depends on, `fingerprints` what each signal's scores depend on; `digests` are SHA-256 of the run's tables. A unit is
-    a file or a part of a large one; `<signal>_in_workers` are seconds summed over workers.
+    a file or a part of a large one; `addressing_judge` counts ranked rows, and rows of each budget, whose question
+    speaks to the judge; `<signal>_in_workers` are seconds summed over workers.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class RunRecord:
     counts: dict[str, Any] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
     budgets: dict[str, int] = field(default_factory=dict)
+    addressing_judge: dict[str, int] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)

@@ -6,28 +6,37 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import IO, Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from s2r_ray.errors import S2RError, StoreError, UsageError
+from s2r_ray.printable import one_line
 from s2r_ray.storage import FileInfo, Place
 from s2r_ray.tables import open_parquet
 
+# What one task may be made to hold, whatever a file unpacks to.
 _BATCH_ROWS = 128
+_BATCH_BYTES = 32 << 20
+_ROW_BYTES = 64 << 20
+_UNIT_ROWS = 10_000_000
+_GROUP_VALUES = 100_000_000
+_EXPANSION = 200
+_EXPANSION_FREE_BYTES = 256 << 20
 _UNIT_BYTES = 128 << 20
 _FOOTER_THREADS = 16
 _ZSTANDARD_BYTES = 128 << 10
-_JSONL_OPENERS: dict[str, Callable[[IO[bytes]], Iterable[bytes]]] = {
-    ".jsonl": lambda raw: raw,
+_JSONL_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".jsonl": lambda raw: io.BufferedReader(raw),
     ".jsonl.gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".jsonl.zst": lambda raw: _open_zstandard(raw),
 }
+_TEXT_TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view(), pa.binary_view())
 SUFFIXES = (".parquet", *_JSONL_OPENERS)
 
 
@@ -53,7 +62,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a file: each column's values, equally long. `faults`: offset in the batch -> what is wrong there."""
+    """Rows of a file: each column's values, equally long. `faults`: offset in the batch -> what is wrong there; such
+    a row's values are None."""
 
     first_row: int
     columns: dict[str, list[Any]]
@@ -71,6 +81,12 @@ def pool_files(files: Sequence[FileInfo], where: str) -> list[FileInfo]:
         for file in files
         if file.path.endswith(SUFFIXES) and not any(part.startswith((".", "_")) for part in file.path.split("/"))
     ]
+    for file in known:
+        if not file.path.isprintable():
+            raise UsageError(
+                f"{where}: the name of {one_line(file.path)} has characters that are not printable or not UTF-8; "
+                "manifests could not name it. Rename it"
+            )
     if not known:
         raise UsageError(
             f"{where}: no pool file among {len(files)} files; expected names that end in {', '.join(SUFFIXES)}"
@@ -121,7 +137,7 @@ def read_unit(
         check: called with the columns that the file has and its address before the first batch.
 
     Raises:
-        BadFileError: the file cannot be read (to the end).
+        BadFileError: the file cannot be read (to the end), or it is made to unpack to far more than its size.
         StoreError: its store does not answer, which says nothing about the file.
     """
     place = root.child(unit.path)
@@ -131,27 +147,116 @@ def read_unit(
     except (UsageError, StoreError):
         raise
     except (pa.ArrowException, S2RError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadFileError(f"cannot read {place}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise BadFileError(f"cannot read {place}: {one_line(reason)}") from error
 
 
 def _read_parquet(
     place: Place, unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[Batch]:
-    with open_parquet(place) as file:
+    with open_parquet(place, coded=True) as file:
         found = file.schema_arrow.names
         check(found)
         twice = [name for name in columns if found.count(name) > 1]
         if twice:
             raise ValueError(f"more than one column is called {', '.join(map(repr, twice))}")
-        groups = list(range(*unit.row_groups)) if unit.row_groups else None
-        row = unit.first_row
+        groups = list(range(*unit.row_groups)) if unit.row_groups else list(range(file.metadata.num_row_groups))
         present = [name for name in columns if name in found]
+        _check_groups(file.metadata, groups, present, unit)
+        row, unpacked = unit.first_row, 0
         for batch in file.iter_batches(
             _BATCH_ROWS, row_groups=groups, columns=present, use_threads=not place.is_remote
         ):
-            values = {name: batch.column(name).to_pylist() for name in present}
-            yield Batch(row, {name: values.get(name, [None] * batch.num_rows) for name in columns}, {})
-            row += batch.num_rows
+            for part in _bounded(batch):
+                unpacked += _unpacked_bytes(part)
+                _check_expansion(unpacked, unit)
+                values, faults = _values(part)
+                yield Batch(row, {name: values.get(name, [None] * part.num_rows) for name in columns}, faults)
+                row += part.num_rows
+
+
+def _check_groups(metadata: Any, groups: Sequence[int], columns: Sequence[str], unit: Unit) -> None:
+    """Refuse row groups that state absurd sizes, before a page of them is unpacked."""
+    rows = unpacked = 0
+    for group in map(metadata.row_group, groups):
+        rows += group.num_rows
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema.split(".")[0] in columns:
+                unpacked += chunk.total_uncompressed_size
+                if chunk.num_values > _GROUP_VALUES:
+                    raise ValueError(
+                        f"a row group with {chunk.num_values:,} values; at most {_GROUP_VALUES:,} are read"
+                    )
+    _check_rows(rows)
+    _check_expansion(unpacked, unit)
+
+
+def _check_rows(rows: int) -> None:
+    if rows > _UNIT_ROWS:
+        raise ValueError(f"more than {_UNIT_ROWS:,} rows in one file or row group; split it")
+
+
+def _check_expansion(unpacked: int, unit: Unit) -> None:
+    if unpacked > max(_EXPANSION_FREE_BYTES, _EXPANSION * unit.size):
+        raise ValueError(f"its {unit.size:,} bytes unpack to more than {_EXPANSION} times as many; not read further")
+
+
+def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch, or its rows one by one if together they are too large to be unpacked at once."""
+    if _unpacked_bytes(batch) <= _BATCH_BYTES:
+        yield batch
+        return
+    for row in range(batch.num_rows):
+        yield batch.slice(row, 1)
+
+
+def _unpacked_bytes(values: Any) -> int:
+    """What an array or batch would take with every repeated text written out. Reads lengths, no text."""
+    if isinstance(values, pa.RecordBatch):
+        return sum(map(_unpacked_bytes, values.columns))
+    kind = values.type
+    if pa.types.is_dictionary(kind) and kind.value_type in _TEXT_TYPES:
+        lengths = pc.take(pc.cast(pc.binary_length(values.dictionary), pa.int64()), values.indices)
+        return int(pc.sum(lengths).as_py() or 0)
+    if pa.types.is_struct(kind):
+        return sum(map(_unpacked_bytes, values.flatten()))
+    if pa.types.is_nested(kind) and hasattr(values, "flatten"):
+        return int(values.nbytes) // 8 + _unpacked_bytes(values.flatten())
+    return int(values.nbytes)
+
+
+def _values(batch: pa.RecordBatch) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """The columns as Python values, and what is wrong with the rows that have none."""
+    if batch.num_rows == 1 and (size := _unpacked_bytes(batch)) > _ROW_BYTES:
+        return {name: [None] for name in batch.schema.names}, {0: _too_large(size)}
+    values, faults = {}, {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if isinstance(column, pa.DictionaryArray):
+            column = column.dictionary_decode()  # a dictionary array's own way to Python values is slow
+        try:
+            values[name] = column.to_pylist()
+        except (ValueError, OverflowError):
+            values[name] = []
+            for offset in range(len(column)):
+                value, fault = _value(column, offset)
+                values[name].append(value)
+                if fault:
+                    faults[offset] = f"column {name!r}: {fault}"
+    return values, faults
+
+
+def _value(column: pa.Array, offset: int) -> tuple[Any, str | None]:
+    """One value, or why there is none: text that is not UTF-8, a date that Python cannot say."""
+    try:
+        return column[offset].as_py(), None
+    except UnicodeDecodeError:
+        return None, "not valid UTF-8"
+    except (ValueError, OverflowError) as error:
+        return None, one_line(str(error))
+
+
+def _too_large(size: int) -> str:
+    return f"row of {size:,} bytes or more, at most {_ROW_BYTES:,} are read"
 
 
 def _read_jsonl(
@@ -159,21 +264,57 @@ def _read_jsonl(
 ) -> Iterator[Batch]:
     suffix = next(ending for ending in _JSONL_OPENERS if unit.path.endswith(ending))
     with place.store_errors(), place.open_input() as source:
-        # Blank lines are no rows, as for the usual JSONL loaders: rows are counted without them.
-        lines = enumerate(line for line in _JSONL_OPENERS[suffix](source) if line.strip())
-        first = True
-        while chunk := list(islice(lines, _BATCH_ROWS)):
-            rows, faults = _parse([line for _, line in chunk])
+        row, first = 0, True
+        for lines in _chunks(_lines(_JSONL_OPENERS[suffix](source), unit)):
+            rows, faults = _parse(lines)
             if first and len(faults) < len(rows):
                 check(list(dict.fromkeys(key for row in rows for key in row)))
                 first = False
-            yield Batch(chunk[0][0], {name: [row.get(name) for row in rows] for name in columns}, faults)
+            yield Batch(row, {name: [found.get(name) for found in rows] for name in columns}, faults)
+            row += len(rows)
+            _check_rows(row)
+
+
+def _lines(source: IO[bytes], unit: Unit) -> Iterator[bytes]:
+    """The lines that are not blank: blank lines are no rows, as for the usual JSONL loaders.
+
+    Of a line that is too long only the start comes, one byte more than the limit; the rest is passed over.
+    """
+    unpacked = 0
+    while line := source.readline(_ROW_BYTES + 1):
+        rest = line
+        while len(rest) > _ROW_BYTES and not rest.endswith(b"\n"):
+            unpacked += len(rest)
+            _check_expansion(unpacked, unit)
+            rest = source.readline(_ROW_BYTES + 1)
+        unpacked += len(rest)
+        _check_expansion(unpacked, unit)
+        if not line.isspace():
+            yield line
+
+
+def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Lines in lists of bounded length and size."""
+    chunk: list[bytes] = []
+    size = 0
+    for line in lines:
+        chunk.append(line)
+        size += len(line)
+        if len(chunk) == _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[int, str]]:
     rows: list[dict[str, Any]] = []
     faults: dict[int, str] = {}
     for offset, line in enumerate(lines):
+        if len(line) > _ROW_BYTES:
+            rows.append({})
+            faults[offset] = _too_large(len(line))
+            continue
         try:
             row = orjson.loads(line.removeprefix(codecs.BOM_UTF8))
         except orjson.JSONDecodeError as error:
@@ -184,7 +325,7 @@ def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[int, str]
     return rows, faults
 
 
-def _open_zstandard(raw: IO[bytes]) -> Iterable[bytes]:
+def _open_zstandard(raw: IO[bytes]) -> IO[bytes]:
     return io.BufferedReader(_ZstandardReader(raw), _ZSTANDARD_BYTES)
 
 

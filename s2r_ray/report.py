@@ -27,6 +27,7 @@ def write_report(out: Place, run: Place, snapshot: Snapshot, record: RunRecord, 
     page = environment.from_string(source).render(
         record=record,
         rows=top_rows_with_questions(out, snapshot, ranking.top.slice(0, _SHOWN_ROWS)),
+        addressing=top_rows_with_questions(out, snapshot, ranking.addressing_top),
         quantiles=_QUANTILES,
         spread=_spread(run),
         signals=list(record.fingerprints),

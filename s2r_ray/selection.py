@@ -30,6 +30,7 @@ from s2r_ray.tables import WRITTEN, read_own, write_table
 _PART_ROWS = 1 << 20
 _GROUP_ROWS = 1 << 17  # divides the former
 _READ_THREADS = 16
+_ADDRESSING_SHOWN = 20
 _PUBLISHED = (
     "sample_id",
     "row",
@@ -57,6 +58,8 @@ class Ranking:
 
     `indexed`: rows of the index, and one for each unreadable file; `ranked`: rows that compete; `excluded`: the
     others by reason; `budgets`: how many rows each selects; `top`: the largest budget's rows, in order of rank.
+    `addressing`: how many ranked rows, and how many of each budget, have a question that speaks to the judge;
+    `addressing_top`: the first of them in order of rank.
     """
 
     indexed: int
@@ -64,6 +67,8 @@ class Ranking:
     excluded: dict[str, int]
     budgets: dict[str, int]
     top: pa.Table
+    addressing: dict[str, int]
+    addressing_top: pa.Table
 
 
 @dataclass
@@ -80,6 +85,7 @@ class _Candidates:
     question_key: pa.Array
     sample_key: pa.Array
     length: npt.NDArray[np.int32]
+    addresses_judge: npt.NDArray[np.bool_]
     fault: npt.NDArray[np.int16]
     detail: npt.NDArray[np.int32]
     fault_names: list[str]
@@ -137,10 +143,21 @@ def rank(
     narrow: dict[str, npt.NDArray[Any]] = {name: column[kept] for table in joined for name, column in table.items()}
     narrow |= {f"rank_{name}": column for name, column in block.ranks.items()}
     narrow["rank_joint"] = ranker.published(block.joint)
-    top, excluded = _write(out, snapshot, candidates, _Narrow(kept, narrow), order, run)
+    ranked = _Narrow(kept, narrow)
+    top, excluded = _write(out, snapshot, candidates, ranked, order, run)
     for budget, size in sizes.items():
         write_table(manifest_place(run, budget), top.slice(0, size))
-    return Ranking(candidates.indexed + len(snapshot.unreadable), len(kept), excluded, sizes, top)
+    marked = np.flatnonzero(candidates.addresses_judge[kept])
+    addressing = {"ranked": len(marked)}
+    addressing |= {budget: int(np.isin(order[:size], marked).sum()) for budget, size in sizes.items()}
+    shown = top.slice(0, 0)
+    if len(marked):
+        ids = _SampleIds(out, snapshot, candidates, kept[marked])
+        k = min(_ADDRESSING_SHOWN, len(marked))
+        first = top_rows(block.joint[marked], values["length"][marked], ids, [kept[marked]], k=k)
+        shown = _rows_at(out, snapshot, candidates, ranked, marked[first])
+    indexed = candidates.indexed + len(snapshot.unreadable)
+    return Ranking(indexed, len(kept), excluded, sizes, top, addressing, shown)
 
 
 def manifest_place(run: Place, budget: str) -> Place:
@@ -158,7 +175,7 @@ def _ranker(values: dict[str, npt.NDArray[Any]], weights: Weights) -> JointRanke
 
 
 def _load_candidates(out: Place, snapshot: Snapshot) -> _Candidates:
-    wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "reason"]
+    wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "addresses_judge", "reason"]
     units, places, tables = [], [], []
     indexed = 0
     for position, table in enumerate(_index_rows(out, snapshot, wanted)):
@@ -176,6 +193,7 @@ def _load_candidates(out: Place, snapshot: Snapshot) -> _Candidates:
         table["question_key"].combine_chunks(),
         table["sample_key"].combine_chunks(),
         table[INDEX_SIGNALS["length"]].to_numpy(),
+        table["addresses_judge"].to_numpy(),
         np.full(table.num_rows, -1, np.int16),
         np.zeros(table.num_rows, np.int32),
         [],
@@ -290,6 +308,18 @@ def _ranked(index: pa.Table, candidates: _Candidates, narrow: _Narrow, place: sl
     ranks = [name for name in narrow.columns if name.startswith("rank_")]
     scores = [name for name in narrow.columns if name not in ranks]
     return table.select([*_location(table), *scores, "trace_tokens", "trace_tokens_unique", *ranks])
+
+
+def _rows_at(
+    out: Place, snapshot: Snapshot, candidates: _Candidates, narrow: _Narrow, rows: npt.NDArray[np.int64]
+) -> pa.Table:
+    """A few ranked rows as published; `rows` are places in `narrow`, and their order is kept."""
+    tables = []
+    for row in rows:
+        unit = int(candidates.unit[narrow.rows[row]])
+        index = read_own(candidates_place(out, snapshot.units[unit][1]), list(_PUBLISHED))
+        tables.append(_ranked(_located(index, snapshot, unit), candidates, narrow, slice(row, row + 1)))
+    return pa.concat_tables(tables)
 
 
 def _excluded(index: pa.Table, candidates: _Candidates, unit: int) -> pa.Table:

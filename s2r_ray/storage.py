@@ -441,5 +441,5 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    lines = re.sub(r"//[^/\s@]*@", "//", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

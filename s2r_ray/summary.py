@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from s2r_ray.printable import one_line
 from s2r_ray.publish import RunRecord
 from s2r_ray.selection import manifest_place
 from s2r_ray.storage import Place
@@ -33,6 +34,7 @@ def top_table(record: RunRecord, place: Place) -> str:
     """For people: the first rows of the largest manifest and the addresses of what was written."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     largest = max(record.budgets, key=lambda budget: record.budgets[budget])
     manifest = manifest_place(place, largest)
@@ -45,7 +47,7 @@ def top_table(record: RunRecord, place: Place) -> str:
         title = _TITLES.get(name, name.replace("_", " "))
         table.add_column(title, justify="left" if name == "sample_id" else "right", overflow="ellipsis", no_wrap=True)
     for row in rows:
-        table.add_row(*(_shown(row[name]) for name in columns))
+        table.add_row(*(Text(_shown(row[name])) for name in columns))  # an id is no markup
     sink = io.StringIO()
     console = Console(file=sink, width=110)
     console.print(table)
@@ -59,4 +61,4 @@ def top_table(record: RunRecord, place: Place) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if value < 1 else f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else one_line(str(value))

@@ -34,15 +34,28 @@ class DamagedError(S2RError):
 
 
 @contextlib.contextmanager
-def open_parquet(place: Place) -> Iterator[pq.ParquetFile]:
-    """The file, its footer read. Read from it with `use_threads=not place.is_remote`.
+def open_parquet(place: Place, *, coded: bool = False) -> Iterator[pq.ParquetFile]:
+    """The file, its footer read; pages that have checksums are held against them.
+
+    Read from it with `use_threads=not place.is_remote`.
+
+    Args:
+        coded: columns of text come as dictionary arrays, so that a value that is repeated a million times is in
+            memory once (not text inside of lists, which Arrow cannot always give so).
 
     Raises:
         S2RError: there is no such file, or no way to it.
         pa.ArrowException: it is not Parquet.
     """
     with place.store_errors(), place.open_arrow() as source:
-        yield pq.ParquetFile(source, page_checksum_verification=True)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        if coded:
+            leaves = [file.schema.column(number) for number in range(len(file.schema))]
+            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path == leaf.name]
+            file = pq.ParquetFile(
+                source, metadata=file.metadata, read_dictionary=texts, page_checksum_verification=True
+            )
+        yield file
 
 
 def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:

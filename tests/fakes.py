@@ -23,7 +23,7 @@ _CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 class HashJudge:
     """A signal whose value is a hash of the question: the same everywhere, in no relation to length.
 
-    It gives one of `levels` values, so that ties are the rule, and has no answer for one question in twenty.
+    It gives one of `levels` values, so that ties are the rule, and finds one question in twenty too long.
     """
 
     workers: int = 1
@@ -51,7 +51,7 @@ class HashJudge:
         """See `Signal`."""
         values = np.array([self.value(subject.question) for subject in batch])
         silent = {
-            i: Fault(Status.NO_ANSWER, "a hash says so") for i, s in enumerate(batch) if self.is_silent(s.question)
+            i: Fault(Status.TOO_LONG, "a hash says so") for i, s in enumerate(batch) if self.is_silent(s.question)
         }
         return Scores(values, {"label_mass": np.full(len(batch), 0.75)}, silent)
 
@@ -61,7 +61,7 @@ class HashJudge:
 
     @staticmethod
     def is_silent(question: str) -> bool:
-        """Whether this judge has no answer to a question."""
+        """Whether this judge finds a question too long."""
         return hashlib.sha256(question.encode()).digest()[1] % 20 == 0
 
 

@@ -27,6 +27,7 @@ class TransformersEngine:
                 revision=settings.revision,
                 dtype=settings.dtype,
                 trust_remote_code=settings.trust_remote_code,
+                use_safetensors=True,  # the other format is pickle
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(f"could not load the judge: {error}") from error

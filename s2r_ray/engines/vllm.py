@@ -38,6 +38,7 @@ class VllmEngine:
             "max_model_len": settings.context,
             "tensor_parallel_size": settings.tensor_parallel,
             "trust_remote_code": settings.trust_remote_code,
+            "load_format": "safetensors",  # the other format is pickle
             # Prompts come as token ids; only the pooling runner insists on a tokenizer.
             "skip_tokenizer_init": settings.kind == "labels",
             "disable_log_stats": True,

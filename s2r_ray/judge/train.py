@@ -319,7 +319,7 @@ def _load_model(folder: str | Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"base {folder}: not a causal language model that loads ({error})") from error
 

@@ -55,7 +55,7 @@ class Difficulty:
         Raises:
             UsageError: no such model, labels that are not one token, `compat` or labels with a head.
         """
-        model = find_model(judge.model_path(), judge.revision)
+        model = find_model(judge.model_path(), judge.revision, trust_remote_code=judge.trust_remote_code)
         config = model.config()
         kind: Literal["labels", "head"] = "head" if is_classifier(config) else "labels"
         if judge.kind != "auto" and judge.kind != kind:

@@ -237,7 +237,7 @@ def expected_ranking(rows: pa.Table, tokenizer_dir: Path, choice: str) -> tuple[
     left_out["duplicate_sample"] = int(twice.sum())
     frame = frame[~twice]
     silent = frame["question"].map(judge.is_silent)
-    left_out["difficulty_no_answer"] = int(silent.sum())
+    left_out["difficulty_too_long"] = int(silent.sum())
     frame = frame[~silent]
     frame["rank_difficulty"] = rankdata(-frame["difficulty"])
     frame["rank_length"] = rankdata(-frame["trace_tokens_unique"])

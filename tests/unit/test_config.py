@@ -45,6 +45,7 @@ def test_defaults_are_the_method() -> None:
         "cutoff_tokens": 16384,
     }
     assert config.max_bad_files == 0
+    assert config.max_error_rate == "0.001"
     assert config.judge.trust_remote_code is False
     assert config.judge.compat == "none"
     assert config.judge.prompt.system.startswith("Please judge the difficulty of this instruction")
@@ -169,6 +170,8 @@ def test_every_budget_taken_can_be_used(share: Any) -> None:
         ({"judge": {"min_label_mass": 2}}, "judge.min_label_mass"),
         ({"candidates": "best"}, "candidates: Input should be 'first', 'longest' or 'all'"),
         ({"max_bad_files": -1}, "max_bad_files"),
+        ({"max_error_rate": 2}, "max_error_rate"),
+        ({"storage": {"endpoint_url": "http://me:hush@host"}}, "must not contain credentials"),
         ({"workers": {"judges_min": 3}}, "workers: judges_min (3) is more than judges_max (1)"),
         ({"pools": [{}]}, "pools.0.uri: Field required"),
     ],

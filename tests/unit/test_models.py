@@ -79,6 +79,7 @@ def test_a_tokenizer_folder(folder: Path) -> None:
     [
         ("config.json", "config.json not found"),
         ("model.safetensors", "no weights"),
+        ("model.safetensors", r"safetensors\) in it$"),
         ("tokenizer*", "a tokenizer not found"),
     ],
 )

@@ -233,13 +233,32 @@ def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
         read(tmp_path, Unit(0, "x.parquet", 1, "1"), ["q"])
 
 
-def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
-    """Catches: undecodable text in one row that kills the run instead of naming the file."""
-    raw = pa.array([b"ok", b"\xff\xfe"], pa.binary())
-    column = pa.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
-    pq.write_table(pa.table({"q": column}), tmp_path / "x.parquet")
-    with pytest.raises(BadFileError, match=r"x\.parquet"):
-        read(tmp_path, Unit(0, "x.parquet", 1, "1"), ["q"])
+def not_utf8(*values: bytes) -> pa.Array:
+    """A text column whose writer did not check what it wrote."""
+    raw = pa.array(values, pa.binary())
+    return pa.StringArray.from_buffers(len(values), raw.buffers()[1], raw.buffers()[2])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_text_that_is_not_utf8(nested: bool, tmp_path: Path) -> None:
+    """Catches: undecodable text in one row that loses its neighbours, or is patched up and judged as something else.
+    The third value is a lone surrogate in the way of CESU-8."""
+    column = not_utf8(b"ok", b"\xff\xfe", b"\xed\xa0\x80", b"fine")
+    if nested:
+        column = pa.ListArray.from_arrays(pa.array(range(5), pa.int32()), column)
+    pq.write_table(pa.table({"q": column, "t": pa.array(["a", "b", "c", "d"])}), tmp_path / "x.parquet")
+    (batch,) = read(tmp_path, Unit(0, "x.parquet", 1, "1"))
+    assert batch.faults == {1: "column 'q': not valid UTF-8", 2: "column 'q': not valid UTF-8"}
+    assert [q for q, _ in flat([batch])] == ([["ok"], None, None, ["fine"]] if nested else ["ok", None, None, "fine"])
+
+
+def test_dates_that_python_cannot_say(tmp_path: Path) -> None:
+    """Catches: a date of the year 200,000 in a column that is carried along, which ends the run."""
+    column = pa.array([1, 2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"q": ["a", "b"], "t": column}), tmp_path / "x.parquet")
+    (batch,) = read(tmp_path, Unit(0, "x.parquet", 1, "1"))
+    assert list(batch.faults) == [1]
+    assert batch.faults[1].startswith("column 't': ")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +271,99 @@ def test_parquet_text_types(kind: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"q": column}), tmp_path / "x.parquet")
     found = flat(read(tmp_path, Unit(0, "x.parquet", 1, "1"), ["q"]))
     assert found == ([(b"a",), (None,), (b"b",)] if kind == pa.binary() else [("a",), (None,), ("b",)])
+
+
+# --- bombs: small files that unpack to something absurd ---------------------------------------------
+
+
+def tables(name: str) -> pa.Table:
+    """A table that packs to almost nothing."""
+    text = "x" * 100_000
+    coded = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
+    return {
+        "one long text, often": pa.table({"q": coded}),
+        "the same in lists": pa.table({"q": pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), coded)}),
+        "long texts": pa.table({"q": [text * 10 + str(n) for n in range(100)]}),
+        "many nulls": pa.table({"q": pa.nulls(200_000, pa.string())}),
+        "a list of many nulls": pa.table(
+            {"q": pa.ListArray.from_arrays(pa.array([0, 200_000], pa.int32()), pa.nulls(200_000, pa.string()))}
+        ),
+    }[name]
+
+
+@pytest.mark.parametrize("schema", [True, False])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("one long text, often", "unpack to more than 200 times as many"),
+        ("the same in lists", "unpack to more than 200 times as many"),
+        ("long texts", "unpack to more than 200 times as many"),
+        ("many nulls", "more than 100,000 rows"),
+        ("a list of many nulls", "200,000 values; at most 150,000"),
+    ],
+)
+def test_parquet_bombs(name: str, said: str, schema: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a file of a few kilobytes that fills the memory of a worker; limits are lowered, the ratio is real."""
+    for limit, value in {"_EXPANSION_FREE_BYTES": 4 << 20, "_UNIT_ROWS": 100_000, "_GROUP_VALUES": 150_000}.items():
+        monkeypatch.setattr(readers, limit, value)
+    if name == "many nulls":
+        monkeypatch.setattr(readers, "_GROUP_VALUES", 1 << 30)
+    pq.write_table(tables(name), tmp_path / "x.parquet", compression="zstd", store_schema=schema)
+    size = (tmp_path / "x.parquet").stat().st_size
+    assert size < 30_000
+    with pytest.raises(BadFileError, match=said):
+        read(tmp_path, Unit(0, "x.parquet", size, "1"), ["q"])
+
+
+def test_columns_that_are_not_read_cannot_be_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a pool refused because of a column that the mapping does not ask for."""
+    monkeypatch.setattr(readers, "_EXPANSION_FREE_BYTES", 4 << 20)
+    table = pa.table({"q": ["a"] * 100, "t": ["x" * 100_000 + str(n) for n in range(100)]})
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd")
+    size = (tmp_path / "x.parquet").stat().st_size
+    assert len(flat(read(tmp_path, Unit(0, "x.parquet", size, "1"), ["q"]))) == 100
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("text", [b"{}\n" * (8 << 20), b'{"q": "' + b"x" * (24 << 20) + b'"}\n', b"\n" * (24 << 20)])
+def test_jsonl_bombs(suffix: str, text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a small compressed file that unpacks without end, in short lines, in one line or in blank ones."""
+    monkeypatch.setattr(readers, "_EXPANSION_FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(readers, "_ROW_BYTES", 1 << 20)
+    with pytest.raises(BadFileError, match="unpack to more than 200 times as many"):
+        read(tmp_path, put(tmp_path, "x" + suffix, PACK[suffix](text)), ["q"])
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_lines_that_are_too_long(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a file lost for one endless line, the rest of that line taken for rows, or neighbours shifted."""
+    monkeypatch.setattr(readers, "_ROW_BYTES", 1000)
+    long = b'{"q": "' + b"x" * 5000 + b'"}'
+    data = b"\n".join([b'{"q": "a"}', long, b'{"q": "b"}', long, long])
+    (batch,) = read(tmp_path, put(tmp_path, "x" + suffix, PACK[suffix](data)), ["q"])
+    assert batch.columns == {"q": ["a", None, "b", None, None]}
+    assert list(batch.faults) == [1, 3, 4]
+    assert batch.faults[1] == "row of 1,001 bytes or more, at most 1,000 are read"
+
+
+def test_rows_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: the same in Parquet."""
+    monkeypatch.setattr(readers, "_ROW_BYTES", 1000)
+    monkeypatch.setattr(readers, "_BATCH_BYTES", 1000)
+    unit = put_parquet(tmp_path, [{"q": text, "t": [text]} for text in ("a", "x" * 5000, "b")])
+    batches = read(tmp_path, unit)
+    assert [row for batch in batches for row in batch.columns["q"]] == ["a", None, "b"]
+    assert [(batch.first_row, list(batch.faults)) for batch in batches] == [(0, []), (1, [0]), (2, [])]
+
+
+def test_large_rows_come_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: 128 rows of 60 MB each held at once."""
+    monkeypatch.setattr(readers, "_BATCH_BYTES", 5000)
+    rows = [{"q": "x" * 1000, "t": ["y"]} for _ in range(100)]
+    for unit in (put(tmp_path, "x.jsonl", lines(rows)), put_parquet(tmp_path, rows)):
+        batches = read(tmp_path, unit)
+        assert max(len(batch.columns["q"]) for batch in batches) <= 5
+        assert len(flat(batches)) == 100
 
 
 # --- units ----------------------------------------------------------------------------------------
