@@ -179,6 +179,7 @@ def index_and_score(plan: Plan, progress: Progress) -> Scored:
     with ExitStack() as stack:
         snapshot = _index(plan, stack, progress, seconds)
         counts: dict[str, Any] = {
+            **_file_counts(plan.units, plan.fresh),
             "units": len(snapshot.units),
             "units_read": len(plan.fresh),
             "units_reused": len(plan.units) - len(plan.fresh),
@@ -325,10 +326,17 @@ def _judge(
     return {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
 
 
+def _file_counts(units: Sequence[tuple[Unit, str]], fresh: Sequence[tuple[Unit, str]]) -> dict[str, int]:
+    """Files of all pools, and those of them of which any part was read now."""
+    files, read = ({(unit.pool, unit.path) for unit, _ in some} for some in (units, fresh))
+    return {"files": len(files), "files_read": len(read), "files_reused": len(files - read)}
+
+
 def _nothing_done(scored: Scored) -> dict[str, Any]:
     """The counts of a run that takes everything from the store."""
     units, questions = len(scored.snapshot.units), scored.counts["questions"]
-    counts = {"units": units, "units_read": 0, "units_reused": units, "questions": questions}
+    counts = _file_counts(scored.snapshot.units, ())
+    counts |= {"units": units, "units_read": 0, "units_reused": units, "questions": questions}
     for name in scored.stores:
         counts |= {f"{name}_judged": 0, f"{name}_reused": questions}
     return counts

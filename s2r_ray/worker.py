@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2r_ray.errors import S2RError
+from s2r_ray.noise import leave_noise
 from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
 from s2r_ray.store import ScoreStore
 
@@ -26,6 +27,7 @@ class SignalWorker:
     def __init__(self, signal: Signal, store: ScoreStore) -> None:
         self._signal = signal
         self._store = store
+        self._noise_seen = False
         signal.open()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -34,6 +36,9 @@ class SignalWorker:
         scores = score_all(self._signal, subjects)
         self._store.append(score_table(self._signal, subjects, scores))
         seconds = time.monotonic() - started
+        if not self._noise_seen:
+            self._noise_seen = True
+            leave_noise(self._signal, self._store, subjects, scores)
         return pa.table({"scored": [len(subjects)], "faults": [len(scores.faults)], "seconds": [seconds]})
 
 
