@@ -205,7 +205,7 @@ def _read_record(out: Place, run_id: str) -> dict[str, Any]:
 
 
 def _common_budgets(runs: Sequence[_Run], asked: Sequence[str]) -> list[str]:
-    first, second = (list(run.record["budgets"]) for run in runs)
+    first, second = (sorted(run.record["budgets"], key=float) for run in runs)
     for run in runs:
         missing = [budget for budget in asked if budget not in run.record["budgets"]]
         if missing:
@@ -218,7 +218,7 @@ def _common_budgets(runs: Sequence[_Run], asked: Sequence[str]) -> list[str]:
 
 
 def _percents(budgets: Iterable[str]) -> str:
-    return ", ".join(f"{budget} %" for budget in budgets)
+    return ", ".join(f"{budget} %" for budget in sorted(budgets, key=float))
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -237,7 +237,7 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "weights": record["weights"],
-        "budgets": list(record["budgets"]),
+        "budgets": sorted(record["budgets"], key=float),
         "pools": record["pools"],
         "pool files": record["snapshot"],
         "columns": [{name: pool.get(name) for name in ("preset", "mapping")} for pool in config["pools"]],
