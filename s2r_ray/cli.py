@@ -87,6 +87,7 @@ def run(
     budget: Budgets = None,
     max_bad_files: BadFiles = None,
     max_error_rate: ErrorRate = None,
+    compare: Annotated[bool, typer.Option("--diff", help="Then show what changed since the run before.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -112,8 +113,9 @@ def run(
             verbose,
         ),
     )
-    record, place = pipeline.run(settings, Progress(quiet=quiet))
-    _show_run(record, place, as_json)
+    progress = Progress(quiet=quiet)
+    record, place = pipeline.run(settings, progress)
+    _show_run(record, place, as_json, _diff_before(settings.out_place(), record.run_id, progress) if compare else None)
 
 
 @app.command()
@@ -200,6 +202,33 @@ def select(
     settings = _config(config, _overrides(out=out, weight=weight, budget=budget))
     record, place = pipeline.select(settings, Progress(quiet=quiet))
     _show_run(record, place, as_json)
+
+
+@app.command()
+def diff(
+    run_a: Annotated[
+        str | None, typer.Argument(help="The earlier run: an id or its beginning. Default: before B.")
+    ] = None,
+    run_b: Annotated[str | None, typer.Argument(help="The later run. Default: the newest finished one.")] = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    budget: Annotated[
+        list[str] | None, typer.Option("--budget", help="Share to compare, repeatable. Default: all that both have.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which samples entered and left the selection between two runs, and why."""
+    from s2r_ray.diff import choose_runs, diff_runs
+    from s2r_ray.summary import diff_summary, diff_text
+
+    settings = _config(config, _overrides(out=out, budget=budget))
+    place = settings.out_place()
+    place.check_reachable()
+    found = diff_runs(place, *choose_runs(place, run_a, run_b), settings.budgets if budget else ())
+    if as_json:
+        _print_json(diff_summary(found))
+    else:
+        sys.stdout.write(diff_text(found))
 
 
 @app.command()
@@ -375,13 +404,25 @@ def _config(file: str | None, overrides: dict[str, Any]) -> Any:
     return load_config(file, overrides)
 
 
-def _show_run(record: Any, place: Any, as_json: bool) -> None:
-    from s2r_ray.summary import run_summary, top_table
+def _show_run(record: Any, place: Any, as_json: bool, difference: Any = None) -> None:
+    from s2r_ray.summary import diff_summary, diff_text, run_summary, top_table
 
     if as_json:
-        _print_json(run_summary(record, place))
+        _print_json(run_summary(record, place) | ({"diff": diff_summary(difference)} if difference else {}))
     else:
-        sys.stdout.write(top_table(record, place))
+        sys.stdout.write(top_table(record, place) + (f"\n{diff_text(difference)}" if difference else ""))
+
+
+def _diff_before(out: Any, run_id: str, progress: Any) -> Any:
+    """This run against the finished one before it; None, and a word about it, where they cannot be compared."""
+    from s2r_ray.diff import choose_runs, diff_runs
+    from s2r_ray.errors import UsageError
+
+    try:
+        return diff_runs(out, *choose_runs(out, after=run_id))
+    except UsageError as error:
+        progress.say(f"no diff: {error}")
+        return None
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -207,6 +207,7 @@ def index_and_score(plan: Plan, progress: Progress) -> Scored:
         snapshot = _index(plan, stack, progress, seconds, counts)
         check_rows(plan.out, snapshot, plan.config.max_error_rate)
         counts |= {
+            **_file_counts(plan.units, plan.fresh),
             "units": len(snapshot.units),
             "units_read": len(plan.fresh),
             "units_reused": len(plan.units) - len(plan.fresh),
@@ -375,10 +376,17 @@ def _settled(store: ScoreStore, counts: dict[str, Any], progress: Progress) -> S
     return settled
 
 
+def _file_counts(units: Sequence[tuple[Unit, str]], fresh: Sequence[tuple[Unit, str]]) -> dict[str, int]:
+    """Files of all pools, and those of them of which any part was read now."""
+    files, read = ({(unit.pool, unit.path) for unit, _ in some} for some in (units, fresh))
+    return {"files": len(files), "files_read": len(read), "files_reused": len(files - read)}
+
+
 def _nothing_done(scored: Scored) -> dict[str, Any]:
     """The counts of a run that takes everything from the store."""
     units, questions = len(scored.snapshot.units), scored.counts["questions"]
-    counts = {"units": units, "units_read": 0, "units_reused": units, "questions": questions}
+    counts = _file_counts(scored.snapshot.units, ())
+    counts |= {"units": units, "units_read": 0, "units_reused": units, "questions": questions}
     for name in scored.stores:
         counts |= {f"{name}_judged": 0, f"{name}_reused": questions}
     return counts

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from s2r_ray.cluster import is_replacement
 from s2r_ray.errors import S2RError, WorkersLostError
+from s2r_ray.noise import leave_noise
 from s2r_ray.retries import take_repeated
 from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
 from s2r_ray.store import ScoreStore
@@ -35,6 +36,7 @@ class SignalWorker:
         self._hang_seconds = hang_seconds
         self._name = uuid.uuid4().hex
         self._replaced = is_replacement()
+        self._noise_seen = False
         with dies_when_hung(hang_seconds):
             signal.open()
 
@@ -54,10 +56,15 @@ class SignalWorker:
         except self._signal.fatal as error:
             raise WorkersLostError(f"{type(error).__name__}: {error}") from error
         self._store.append(score_table(self._signal, subjects, scores))
+        seconds = time.monotonic() - started
+        if not self._noise_seen:
+            self._noise_seen = True
+            with dies_when_hung(self._hang_seconds):
+                leave_noise(self._signal, self._store, subjects, scores)
         answer = {
             "scored": len(subjects),
             "faults": len(scores.faults),
-            "seconds": time.monotonic() - started,
+            "seconds": seconds,
             "repeated": repeated + take_repeated(),
             "worker": self._name,
             "replaced": self._replaced,

@@ -24,6 +24,7 @@ _LEFT_BEHIND = (
     r"index/scored\.json",
     r"index/snapshots/[0-9a-f]{32}\.json",
     r"scores/difficulty/[0-9a-f]{32}/about\.json",
+    r"scores/difficulty/[0-9a-f]{32}/noise\.json",
     r"scores/difficulty/[0-9a-f]{32}/part-[0-9a-f]{32}\.parquet",
     r"latest\.json",
 )

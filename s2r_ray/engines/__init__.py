@@ -50,6 +50,10 @@ class Engine(Protocol):
         """The classification head's one logit: float64[len(prompts)]."""
         ...
 
+    def forget(self) -> None:
+        """Drop what is cached of earlier prompts."""
+        ...
+
 
 def open_engine(name: Literal["vllm", "transformers"], settings: EngineSettings) -> Engine:
     """Load the model. Seconds to minutes."""

@@ -51,6 +51,9 @@ class TransformersEngine:
         """See `engines.Engine`."""
         return self._forward(prompts, lambda logits: logits[:, :1]).reshape(-1)
 
+    def forget(self) -> None:
+        """See `engines.Engine`. Nothing is cached."""
+
     def _forward(self, prompts: Sequence[Sequence[int]], read: Callable[[Any], Any]) -> FloatArray:
         """`read` of each prompt's logits, in order. Prompts of similar length share a padded batch."""
         torch = _torch()

@@ -85,6 +85,11 @@ class VllmEngine:
             )
         return np.array([float(output.outputs.data.reshape(-1)[0]) for output in outputs], np.float64)
 
+    def forget(self) -> None:
+        """See `engines.Engine`."""
+        with _fatal("the judge failed"):
+            self._llm.reset_prefix_cache()
+
     def _next_token_logprobs(self, prompts: Sequence[Sequence[int]], parameters: Any) -> list[dict[int, float]]:
         with _fatal("the judge failed"):
             outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)

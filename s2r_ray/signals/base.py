@@ -79,7 +79,8 @@ class Signal(Protocol):
     """Scores subjects. Instances are pickled to workers before `open`, so they hold settings only until then.
 
     `subject` says what is judged once: each distinct question, or each sample. `extras` names the further columns.
-    `fatal` are the exception types after which the worker is not fit to go on.
+    `fatal` are the exception types after which the worker is not fit to go on. A signal that keeps anything of earlier
+    batches also has `forget()`, which drops it: what is judged after that is judged anew (see noise.py).
     """
 
     name: str

@@ -129,6 +129,10 @@ class Difficulty:
             ),
         )
 
+    def forget(self) -> None:
+        """See `Signal`."""
+        self._engine.forget()
+
     def score(self, batch: Sequence[Subject]) -> Scores:
         """See `Signal`. A prompt that does not fit the context is a fault, never cut."""
         prompts = self._encoder.encode([subject.question for subject in batch])

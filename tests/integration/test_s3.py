@@ -13,6 +13,7 @@ import pytest
 
 from s2r_ray import pipeline
 from s2r_ray.config import Config, load_config
+from s2r_ray.diff import choose_runs, diff_runs
 from s2r_ray.errors import UsageError
 from s2r_ray.progress import Progress
 from s2r_ray.storage import Place, StorageOptions
@@ -142,6 +143,9 @@ def test_a_run_on_s3_equals_a_run_on_disk(server: Server, pool: Path, tmp_path: 
     again, _ = pipeline.run(remote, quiet, signals=[HashJudge()])
     assert (again.counts["units_read"], again.counts["difficulty_judged"]) == (0, 0)
     assert_left_behind(out, {record.run_id: BUDGETS, again.run_id: BUDGETS})
+    compared = diff_runs(out, *choose_runs(out))
+    assert [item.stayed for item in compared.budgets] == [record.budgets[budget] for budget in BUDGETS]
+    assert [item.within_noise for item in compared.budgets] == [0, 0, 0]
     for file in out.files():
         data = out.child(file.path).read_bytes()
         assert server.owner.secret.encode() not in data, file.path

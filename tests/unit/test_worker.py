@@ -276,4 +276,4 @@ def test_traces_reach_signals_that_judge_samples(tmp_path: Path) -> None:
     key = b"0" * 16
     worker = SignalWorker(Samples(), ScoreStore.of(Place.of(tmp_path), Samples()), hang_seconds=60)
     worker(pa.table({"key": pa.array([key], pa.binary(16)), "question": ["q"], "trace": ["t"]}))
-    assert seen == [Subject(key, "q", "t")]
+    assert seen == [Subject(key, "q", "t")] * 2, "judged, and once more for the noise"
