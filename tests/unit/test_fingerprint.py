@@ -41,7 +41,7 @@ def weights_digest(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Signal:
 
 
 def revision(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Signal:
-    def found(model: str, revision: str | None) -> ModelRef:
+    def found(model: str, revision: str | None, **_: Any) -> ModelRef:
         return ModelRef(model, revision, folder, f"{model}@{revision}")
 
     monkeypatch.setattr(difficulty, "find_model", found)
@@ -80,11 +80,11 @@ def test_what_can_change_a_score_misses_the_store(
 ) -> None:
     """Catches: last night's scores given out under another prompt, model, revision, label or scoring code."""
     folder, out = judged
-    assert ScoreStore.of(out, CHANGES[change](monkeypatch, folder)).keys().to_pylist() == []
+    assert ScoreStore.of(out, CHANGES[change](monkeypatch, folder)).settled().keys.to_pylist() == []
 
 
 @pytest.mark.parametrize("change", HARMLESS)
 def test_what_cannot_change_a_score_finds_the_store(change: str, judged: tuple[Path, Place]) -> None:
     """Catches: a pool judged again for other weights or budgets."""
     folder, out = judged
-    assert ScoreStore.of(out, judge_of(folder, HARMLESS[change])).keys().to_pylist() == [b"k" * 16]
+    assert ScoreStore.of(out, judge_of(folder, HARMLESS[change])).settled().keys.to_pylist() == [b"k" * 16]

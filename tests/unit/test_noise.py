@@ -93,7 +93,7 @@ def test_a_worker_measures_once(tmp_path: Path) -> None:
     """Catches: noise measured for every batch or in every run, or never; a record that hides or becomes a score."""
     store = store_at(tmp_path)
     judge = Noisy()
-    worker = SignalWorker(judge, store)
+    worker = SignalWorker(judge, store, hang_seconds=60)
     for start in (0, 1000):
         worker(table(subjects(100, start)))
     assert len([group for group in judge.seen if len(group) == 100]) == 2
@@ -103,7 +103,7 @@ def test_a_worker_measures_once(tmp_path: Path) -> None:
     assert store.read().num_rows == 200
 
     again = Noisy()
-    SignalWorker(again, store)(table(subjects(100, 2000)))
+    SignalWorker(again, store, hang_seconds=60)(table(subjects(100, 2000)))
     assert len(again.seen) == 1, "it is known by now"
 
 
@@ -111,7 +111,7 @@ def test_a_record_from_few_pairs_gives_way(tmp_path: Path) -> None:
     """Catches: the noise of a judge known for good from the one question that was new on its first night."""
     store = store_at(tmp_path)
     for count, pairs in ((1, 1), (20, 20), (5, 20), (300, 64)):
-        SignalWorker(Noisy(), store)(table(subjects(count)))
+        SignalWorker(Noisy(), store, hang_seconds=60)(table(subjects(count)))
         found = read_noise(store)
         assert found is not None
         assert found.pairs == pairs
@@ -122,7 +122,7 @@ def test_a_failure_is_logged_and_no_more(tmp_path: Path, caplog: pytest.LogCaptu
     store = store_at(tmp_path)
     batch = subjects(10)
     with caplog.at_level(logging.ERROR):
-        answer = SignalWorker(Noisy(broken=True), store)(table(batch)).to_pylist()
+        answer = SignalWorker(Noisy(broken=True), store, hang_seconds=60)(table(batch)).to_pylist()
     assert answer[0]["scored"] == 10
     assert store.read().num_rows == 10
     assert read_noise(store) is None
