@@ -93,6 +93,7 @@ def _connect(address: str | None, logs: bool) -> None:
             return
         # One worker more than a single-core machine has: reading and judging must be able to run at once.
         ray.init(
+            address="local",  # not one that somebody else has started on this machine
             num_cpus=max(2, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=_LOCAL_OBJECT_STORE_BYTES,

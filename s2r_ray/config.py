@@ -100,6 +100,9 @@ class JudgeSection(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights' type in the engine; auto: what the model states"
     )
+    deterministic: bool = Field(
+        False, description="A score depends on its question alone, to the last bit; slower, see the README"
+    )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
 

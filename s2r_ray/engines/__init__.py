@@ -20,7 +20,11 @@ class EngineError(S2RError):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine needs to know. `context` is the longest prompt plus one token, in tokens."""
+    """What an engine needs to know.
+
+    `context` is the longest prompt plus one token, in tokens. `deterministic`: an answer depends on its prompt alone,
+    to the last bit, not on what else is in the batch (on the same device, libraries and number of threads).
+    """
 
     model: str
     revision: str | None
@@ -30,6 +34,7 @@ class EngineSettings:
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.9
     trust_remote_code: bool = False
+    deterministic: bool = False
 
 
 class Engine(Protocol):

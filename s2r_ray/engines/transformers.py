@@ -32,6 +32,7 @@ class TransformersEngine:
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(f"could not load the judge: {error}") from error
         self._model = model.to(self._device).eval()
+        self._batch_tokens = 1 if settings.deterministic else _BATCH_TOKENS
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
         """See `engines.Engine`."""
@@ -59,7 +60,7 @@ class TransformersEngine:
         torch = _torch()
         order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
         results: dict[int, Any] = {}
-        for group in _groups(order, prompts):
+        for group in _groups(order, prompts, self._batch_tokens):
             width = max(len(prompts[position]) for position in group)
             ids = torch.zeros((len(group), width), dtype=torch.long)
             mask = torch.zeros((len(group), width), dtype=torch.long)
@@ -84,12 +85,12 @@ class TransformersEngine:
         return head(hidden).float()
 
 
-def _groups(order: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Cut the length-sorted positions into batches of at most `_BATCH_TOKENS` padded tokens."""
+def _groups(order: Sequence[int], prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Cut the length-sorted positions into batches of at most `most` padded tokens, or of one prompt."""
     groups: list[list[int]] = []
     for position in order:
         width = len(prompts[position])
-        if not groups or (len(groups[-1]) + 1) * width > _BATCH_TOKENS:
+        if not groups or (len(groups[-1]) + 1) * width > most:
             groups.append([])
         groups[-1].append(position)
     return groups

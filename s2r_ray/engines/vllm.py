@@ -42,12 +42,16 @@ class VllmEngine:
             # Prompts come as token ids; only the pooling runner insists on a tokenizer.
             "skip_tokenizer_init": settings.kind == "labels",
             "disable_log_stats": True,
-            "enable_prefix_caching": settings.kind == "labels",
+            "enable_prefix_caching": settings.kind == "labels" and not settings.deterministic,
             "enforce_eager": on_cpu,
             "seed": 0,
         }
         if not on_cpu:
             arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        if settings.deterministic and on_cpu:
+            arguments["max_num_seqs"] = 1
+        elif settings.deterministic:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"  # kernels whose sums do not depend on the batch
         if settings.kind == "head":
             arguments |= {"runner": "pooling", "convert": "classify"}
         with _fatal("could not load the judge"):

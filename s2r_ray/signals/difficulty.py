@@ -94,6 +94,7 @@ class Difficulty:
             "label_ids": list(self.settings.label_ids),
             "compat": judge.compat,
             "min_label_mass": judge.min_label_mass,
+            **({"deterministic": True} if judge.deterministic else {}),
         }
 
     def resources(self, gpus_in_cluster: float) -> Resources:
@@ -126,6 +127,7 @@ class Difficulty:
                 tensor_parallel=settings.workers.tensor_parallel,
                 gpu_memory_utilization=settings.judge.gpu_memory_utilization,
                 trust_remote_code=settings.judge.trust_remote_code,
+                deterministic=settings.judge.deterministic,
             ),
         )
 

@@ -16,7 +16,10 @@ from tests.benchmarks.table import Row, alternated
 
 
 def run(questions: int = 2000, seed: int = 0, repeats: int = 3, batch: int = 512) -> list[Row]:
-    """One row: both sides use one engine in this process, so load and warm-up are not in it."""
+    """Both sides use one engine in this process, so load and warm-up are not in it.
+
+    In the second row they are two engines of the same judge: `judge.deterministic` on, and off.
+    """
     from vllm import SamplingParams
 
     texts = list(dict.fromkeys(make_rows(seed, range(int(questions * 1.2)))["problem"].to_pylist()))[:questions]
@@ -30,11 +33,11 @@ def run(questions: int = 2000, seed: int = 0, repeats: int = 3, batch: int = 512
     labels = signal.settings.label_ids
     parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(labels))
 
-    def ours() -> np.ndarray:
+    def judged(by: Difficulty) -> np.ndarray:
         tables = []
         for start in range(0, len(subjects), batch):
             part = subjects[start : start + batch]
-            tables.append(score_table(signal, part, score_all(signal, part))["value"].to_numpy())
+            tables.append(score_table(by, part, score_all(by, part))["value"].to_numpy())
         return np.concatenate(tables)
 
     def bare() -> np.ndarray:
@@ -44,4 +47,9 @@ def run(questions: int = 2000, seed: int = 0, repeats: int = 3, batch: int = 512
         return one / (one + zero)
 
     name = f"judge, steady state, {len(texts):,} questions / bare LLM.generate"
-    return [alternated(name, ours, bare, repeats, lambda a, b: bool(np.abs(a - b).max() < 0.01))]
+    same = lambda a, b: bool(np.abs(a - b).max() < 0.01)  # noqa: E731
+    rows = [alternated(name, lambda: judged(signal), bare, repeats, same)]
+    exact = Difficulty.from_config(JudgeSection(deterministic=True), WorkersSection.model_validate({}))
+    exact.open()
+    name = f"judge, deterministic, {len(texts):,} questions / not deterministic"
+    return [*rows, alternated(name, lambda: judged(exact), lambda: judged(signal), repeats, same)]

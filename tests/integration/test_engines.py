@@ -94,6 +94,35 @@ def test_classification_head_in_vllm_equals_transformers(head_judge: Path, quest
     assert np.abs(by_labels.values - reference.values).max() < TOLERANCE
 
 
+def in_batches(judge: dict[str, Any], questions: Sequence[str], batches: Sequence[Sequence[int]]) -> np.ndarray:
+    """float64[questions, 2]: score and label mass, judged in these batches of positions."""
+    signal = Difficulty.from_config(JudgeSection.model_validate(judge), WorkersSection.model_validate({}))
+    signal.open()
+    found = np.zeros((len(questions), 2))
+    for batch in batches:
+        scores = signal.score([Subject(b"", questions[position]) for position in batch])
+        found[list(batch), 0], found[list(batch), 1] = scores.values, scores.extras["label_mass"]
+    return found
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_determinism_mode(engine: str, questions: list[str]) -> None:
+    """Would catch a score that depends, in any bit, on what else is judged beside the question or before it."""
+    some = questions[:120]
+    forwards = [range(len(some))]
+    shuffled = np.random.default_rng(0).permutation(len(some)).tolist()
+    groups = [shuffled[start : start + 7] for start in range(0, len(shuffled), 7)]
+    judge = {"engine": engine, "dtype": "float32", "deterministic": True}
+    first, second = (in_own_process(in_batches, judge, some, batches) for batches in (forwards, groups))
+    assert first.tobytes() == second.tobytes()
+    if engine == "transformers":  # vLLM on the CPU happens to be invariant here; on GPUs it is not
+        loose = {**judge, "deterministic": False}
+        one, other = (in_own_process(in_batches, loose, some, batches) for batches in (forwards, groups))
+        assert one.tobytes() != other.tobytes(), "a comparison that could not fail"
+    assert np.ptp(first[:, 0]) > 0.1
+
+
 @pytest.mark.engine
 def test_question_longer_than_the_context_is_a_fault_not_a_crash(questions: list[str]) -> None:
     """Would catch an engine that raises for a whole batch, or a prompt that is silently cut."""
