@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +18,11 @@ from s2r_ray.errors import S2RError, WorkersLostError
 from s2r_ray.index import Snapshot, forget_unit, questions_place
 from s2r_ray.progress import Progress
 from s2r_ray.retries import take_repeated
-from s2r_ray.signals.base import Resources, Signal
+from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, Settled
 from s2r_ray.tables import DamagedError, read_own
-from s2r_ray.worker import SignalWorker
+from s2r_ray.worker import DETAIL_CHARACTERS, SignalWorker, score_table
 
 _READ_THREADS = 32
 
@@ -108,7 +109,8 @@ def score_missing(
 ) -> Judged:
     """Judge the pending questions on the cluster; each batch is in the store before the next is taken.
 
-    A worker that dies is replaced by Ray. When that does not help, all are started again for what is still missing.
+    A worker that dies is replaced by Ray. When that does not help, all are started again for what is still missing; a
+    question that is the last one left and takes its worker with it each time has failed.
 
     Raises:
         WorkersLostError: they were lost more than `resources.restarts` times in a row without scoring anything.
@@ -121,6 +123,10 @@ def score_missing(
     with progress.stage(signal.name, "questions", len(pending)) as ticker:
         while len(left):
             items = work_items(snapshot, left, resources.batch)
+            if judged.restarts:
+                # A question may be to blame: go round it from the other side, and narrow down where it is.
+                items = work_items(snapshot, left, min(resources.batch, math.ceil(len(left) / 8)))
+                items = items[:: -1 if judged.restarts % 2 else 1]
             before = ticker.state.done
             try:
                 for result in stream_actors(items, load, SignalWorker, arguments, resources):
@@ -132,14 +138,29 @@ def score_missing(
                 missing = find_pending(out, snapshot, store.settled())
                 scored = len(left) - len(missing)
                 fruitless = 0 if scored > 0 else fruitless + 1
+                if fruitless > resources.restarts and len(missing) == 1:
+                    _give_up(out, snapshot, signal, store, missing, error)
+                    judged.faults += 1
+                    break
                 if fruitless > resources.restarts:
-                    raise
+                    raise WorkersLostError(f"{error}. {len(missing):,} questions have no score yet") from error
                 progress.say(f"warning: {error}; starting again for the {len(missing):,} questions that are left")
                 ticker.advance(max(0, before + scored - ticker.state.done))
                 judged.restarts += 1
                 left = missing
         judged.seconds = ticker.state.seconds
     return judged
+
+
+def _give_up(
+    out: Place, snapshot: Snapshot, signal: Signal, store: ScoreStore, left: Pending, error: WorkersLostError
+) -> None:
+    """The one question that is left takes every worker with it: it has failed, until the next run tries it again."""
+    table = load_questions(out, work_items(snapshot, left, 1)[0])
+    subject = Subject(table["key"][0].as_py(), table["question"][0].as_py())
+    fault = Fault(Status.FAILED, f"its worker died each time: {error}"[:DETAIL_CHARACTERS])
+    nothing = Scores(np.zeros(1), {name: np.zeros(1) for name in signal.extras}, {0: fault})
+    store.append(score_table(signal, [subject], nothing))
 
 
 def work_items(snapshot: Snapshot, pending: Pending, batch: int) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from s2r_ray.retries import take_repeated
 from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
 from s2r_ray.store import ScoreStore
 
-_DETAIL_CHARACTERS = 200
+DETAIL_CHARACTERS = 200
 
 
 class SignalWorker:
@@ -159,4 +159,4 @@ def _no_extras(signal: Signal, count: int) -> dict[str, Any]:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
+    return f"{type(error).__name__}: {error}"[:DETAIL_CHARACTERS]

@@ -1,7 +1,8 @@
-"""The linear model behind the judge's training: TF-IDF over token n-grams with ridge regression, in numpy."""
+"""TF-IDF over token n-grams and ridge regression on it, in numpy: what the judge's training is built on."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,19 +26,48 @@ class Sparse:
 
     def dot(self, vector: FloatArray) -> FloatArray:
         """The matrix times a [width] vector."""
-        return _sums(self.rows, self.values * vector[self.columns], self.height)
+        return sums(self.rows, self.values * vector[self.columns], self.height)
 
     def transposed_dot(self, vector: FloatArray) -> FloatArray:
         """The transposed matrix times a [height] vector."""
-        return _sums(self.columns, self.values * vector[self.rows], self.width)
+        return sums(self.columns, self.values * vector[self.rows], self.width)
 
-    def only(self, keep: NDArray[np.bool_]) -> Sparse:
-        """The same matrix with the other rows all zero."""
-        cells = keep[self.rows]
-        return Sparse(self.rows[cells], self.columns[cells], self.values[cells], self.height, self.width)
+    def times(self, matrix: FloatArray) -> FloatArray:
+        """The matrix, whose cells must ascend by row, times a [width, d] matrix."""
+        ends = np.searchsorted(self.rows, np.arange(self.height + 1)).tolist()
+        found = np.zeros((self.height, matrix.shape[1]))
+        for row, (start, end) in enumerate(itertools.pairwise(ends)):
+            found[row] = self.values[start:end] @ matrix[self.columns[start:end]]
+        return found
 
 
-def _sums(index: IntArray, values: FloatArray, size: int) -> FloatArray:
+@dataclass(frozen=True)
+class Postings:
+    """A sparse matrix by column: `rows` and `values` of column c are at starts[c]..starts[c + 1]."""
+
+    starts: IntArray
+    rows: IntArray
+    values: NDArray[np.float32]
+    height: int
+
+    @classmethod
+    def of(cls, matrix: Sparse) -> Postings:
+        """The postings of a matrix."""
+        order = np.argsort(matrix.columns, kind="stable")
+        starts = np.searchsorted(matrix.columns[order], np.arange(matrix.width + 1))
+        return cls(starts, matrix.rows[order], matrix.values[order].astype(np.float32), matrix.height)
+
+    def products(self, other: Sparse) -> NDArray[np.float32]:
+        """[other.height, height] dot products of the other matrix's rows with the rows of this one."""
+        found = np.zeros((other.height, self.height), dtype=np.float32)
+        cells = zip(other.rows.tolist(), other.columns.tolist(), other.values.tolist(), strict=True)
+        for row, column, value in cells:
+            span = slice(self.starts[column], self.starts[column + 1])
+            found[row, self.rows[span]] += value * self.values[span]
+        return found
+
+
+def sums(index: IntArray, values: FloatArray, size: int) -> FloatArray:
     """[size] sums of the values that share an index."""
     sums: FloatArray = np.bincount(index, values, minlength=size).astype(np.float64)
     return sums
@@ -63,7 +93,7 @@ def weighted(prompts: Sequence[Sequence[int]], longest: int, keys: IntArray, inv
     cells, counts = np.unique(rows[known] * len(keys) + columns[known], return_counts=True)
     rows, columns = np.divmod(cells, len(keys))
     values = (1.0 + np.log(counts)) * inverse[columns]
-    values /= np.sqrt(_sums(rows, values**2, len(prompts)))[rows]
+    values /= np.sqrt(sums(rows, values**2, len(prompts)))[rows]
     return Sparse(rows, columns, values, len(prompts), len(keys))
 
 
@@ -80,16 +110,13 @@ def _ngrams(prompts: Sequence[Sequence[int]], longest: int) -> tuple[IntArray, I
     return np.concatenate(rows), np.concatenate(keys)
 
 
-def fit_ridge(
-    features: Sparse, targets: FloatArray, fitted: NDArray[np.bool_], penalty: float
-) -> tuple[FloatArray, float]:
-    """([width] weights, mean of the fitted targets) of a ridge regression, by conjugate gradients.
+def fit_ridge(features: Sparse, targets: FloatArray, penalty: float) -> FloatArray:
+    """[width] weights w of a ridge regression, by conjugate gradients.
 
-    Minimises |X w - (y - mean)|^2 + penalty |w|^2 over the rows in `fitted`; the other rows of X are all zero.
+    Minimises |X w - (y - mean y)|^2 + penalty |w|^2.
     """
-    mean = float(targets[fitted].mean())
     weights = np.zeros(features.width)
-    residual = features.transposed_dot(np.where(fitted, targets - mean, 0.0))
+    residual = features.transposed_dot(targets - targets.mean())
     direction, square = residual, float(residual @ residual)
     limit = square * 1e-10
     for _ in range(100):
@@ -100,53 +127,4 @@ def fit_ridge(
         weights, residual = weights + step * direction, residual - step * image
         square, previous = float(residual @ residual), square
         direction = residual + (square / previous) * direction
-    return weights, mean
-
-
-@dataclass(frozen=True)
-class FoldModels:
-    """Linear models that were each fitted without one fold, for forecasts that do not know the label in question.
-
-    Attributes:
-        longest: of the n-grams.
-        keys, inverse: [width] known n-grams and their inverse document frequencies.
-        weights: [folds + 1, width] of the model without each fold; the last row is the mean of all.
-        means: [folds + 1] to add.
-    """
-
-    longest: int
-    keys: IntArray
-    inverse: FloatArray
-    weights: FloatArray
-    means: FloatArray
-
-    def forecast(self, prompts: Sequence[Sequence[int]], fold: IntArray) -> FloatArray:
-        """[n] forecasts for n prompts, each by the model without its fold; fold -1: the mean of all models."""
-        features = weighted(prompts, self.longest, self.keys, self.inverse)
-        values = features.values * self.weights[fold[features.rows], features.columns]
-        return _sums(features.rows, values, len(prompts)) + self.means[fold]
-
-
-def fit_folds(
-    prompts: Sequence[Sequence[int]], targets: FloatArray, fold: IntArray, *, longest: int, penalty: float
-) -> FoldModels:
-    """Fit one model per fold on the prompts of the others; prompts in fold -1 take no part, nor do their targets."""
-    taking = [prompt for prompt, number in zip(prompts, fold, strict=True) if number >= 0]
-    keys, inverse = vocabulary(taking, longest)
-    features = weighted(prompts, longest, keys, inverse)
-    models = []
-    for held in range(int(fold.max()) + 1):
-        fitted = (fold >= 0) & (fold != held)
-        models.append(fit_ridge(features.only(fitted), targets, fitted, penalty))
-    weights = np.array([weights for weights, _ in models])
-    means = np.array([mean for _, mean in models])
-    return FoldModels(
-        longest, keys, inverse, np.vstack([weights, weights.mean(axis=0)]), np.append(means, means.mean())
-    )
-
-
-def deal(count: int, rows: IntArray, folds: int, seed: int) -> IntArray:
-    """[count] fold of each row: 0..folds - 1 at random, as even as can be, for those in `rows`; -1 for the others."""
-    fold = np.full(count, -1)
-    fold[rows] = np.random.default_rng(seed).permutation(len(rows)) % folds
-    return fold
+    return weights

@@ -10,9 +10,9 @@ What makes so small a model generalise from some ten thousand questions:
   seldom it is seen, and the model learns rare words by heart; with an epsilon above the typical gradient
   (`embedding_eps`) steps are in proportion to the gradient, as in ridge regression on token counts.
 - The model starts as a linear model of its tokens, written into its weights (`start_as_bag`).
-- More than half of the target is the forecast of a linear model, TF-IDF over token n-grams with ridge regression, that
-  was not fitted on the question (`teacher`). It carries less noise than the label does, and it reads the question with
-  the same tokens masked as the student does, so that it tells something new in every epoch.
+- Most of the target is the forecast of a better model, too large to ship: kernel ridge regression over how alike two
+  questions look (`teacher`), fitted without the question itself. It carries less noise than the label does, and it
+  reads the question with the same tokens masked as the student does, so that it tells something new in every epoch.
 - The masked tokens are drawn anew each time, at a rate that is itself random per question.
 - The weights that are kept are a moving average, judged on held-out questions after every epoch. With the number of
   epochs known, the held-out questions join the others in a last training (`refit`).
@@ -37,8 +37,9 @@ import numpy as np
 
 from s2r_ray.errors import UsageError
 from s2r_ray.judge.evaluate import Examples, FloatArray, evaluate, question_chars, spearman
+from s2r_ray.judge.kernel import KernelModel, fit_kernel, sizes
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt, PromptEncoder
-from s2r_ray.judge.ridge import FoldModels, IntArray, deal, fit_folds, fit_ridge, vocabulary, weighted
+from s2r_ray.judge.ridge import IntArray, fit_ridge, vocabulary, weighted
 
 Progress = Callable[[str], None]
 
@@ -73,14 +74,15 @@ class TrainConfig:
         vocabulary, width, layers, feed_forward, heads, head_width: the model's shape from scratch.
         learning_rate: peak, after `warmup` (share of all steps); cosine down to `final_rate` of it.
         embedding_rate: times `learning_rate`, for the (tied) embedding; `embedding_eps` its Adam epsilon.
-        teacher: weight of the out-of-fold forecast in the target; 1 - teacher is the label's.
-        teacher_ngram, teacher_folds, teacher_penalty: the linear model's longest n-gram (up to 3), number of folds, and
-            ridge penalty.
+        teacher: weight of the teacher's forecast in the target; 1 - teacher is the label's.
+        teacher_sharpness, teacher_penalty: of the kernel and of the ridge regression (`fit_kernel`).
+        teacher_rows: most questions that one teacher is fitted on, as memory is limited; more are dealt among several.
         refit: train the weights that are saved on all questions, held-out ones too, for the epochs these chose. The
             figures stay those of the first training. Not with `base`.
         start_penalty: ridge penalty of the linear model that a new model starts as; 0 starts from random weights.
         token_dropout: mean share of a question's tokens that are masked; per question uniform in 0..2x this.
         embedding_dropout, output_dropout: of the input embeddings, and of the state that gives the answer.
+        mass_weight: of the loss -ln(p("0") + p("1")), beside the cross-entropy, which holds it once already.
         average: decay per step of the moving average of the weights.
         max_tokens: longer prompts lose their middle in training (never in scoring).
         threads: torch uses; None leaves torch's own choice. The result depends on it in the last bits.
@@ -110,15 +112,16 @@ class TrainConfig:
     embedding_eps: float = 1e-4
     weight_decay: float = 0.1
     beta2: float = 0.98
-    teacher: float = 0.6
-    teacher_ngram: int = 3
-    teacher_folds: int = 8
-    teacher_penalty: float = 2.0
+    teacher: float = 0.85
+    teacher_sharpness: float = 2.0
+    teacher_penalty: float = 0.45
+    teacher_rows: int = 12_000
     refit: bool = True
     start_penalty: float = 3.0
     token_dropout: float = 0.3
     embedding_dropout: float = 0.1
     output_dropout: float = 0.0
+    mass_weight: float = 1.0
     average: float = 0.98
     max_tokens: int = 290
     seed: int = 0
@@ -134,7 +137,7 @@ class TrainResult:
         train_rows: questions that the saved weights were trained on.
         held_out, history: `evaluate`'s figures on the held-out questions, of the best epoch and of every one, plus
             label mass and loss; of a model that never trained on them, whatever `refit` says.
-        teacher: Spearman of the linear model's out-of-fold forecasts with the labels.
+        teacher: Spearman of the teacher's forecasts, each made without its question, with the labels.
     """
 
     out_dir: Path
@@ -153,6 +156,7 @@ class _Task:
 
     folder: Path
     prompts: list[list[int]]
+    sizes: FloatArray
     targets: FloatArray
     label_ids: tuple[int, int]
     config: TrainConfig
@@ -179,16 +183,18 @@ def train_judge(examples: Examples, out_dir: Path, config: TrainConfig, progress
     else:
         _copy_tokenizer(Path(config.base), out_dir)
     encoder = PromptEncoder(out_dir, config.prompt, config.labels)
-    task = _Task(out_dir, encoder.encode(examples.questions), targets, encoder.label_ids, config)
+    prompts = encoder.encode(examples.questions)
+    task = _Task(out_dir, prompts, sizes(examples.questions), targets, encoder.label_ids, config)
     with torch.random.fork_rng(devices=[]):
         teacher = fit_teacher(task, train_rows)
-        told = spearman(teacher.linear.forecast(task.prompts, teacher.fold)[train_rows], targets[train_rows])
-        progress(f"linear model out of fold: spearman {told or 0:.4f}")
+        told = spearman(teacher.left_out()[train_rows], targets[train_rows])
+        progress(f"teacher, each question left out: spearman {told or 0:.4f}")
         model, history = _judged(task, train_rows, teacher, held_rows, examples.take(held_rows), progress)
         epoch = max(range(len(history)), key=lambda i: history[i]["spearman"] or -1.0)
         if config.refit and config.base is None:
             train_rows = np.arange(len(examples))
             progress(f"training again on all {len(examples):,} questions, epochs: {epoch + 1}")
+            teacher = fit_teacher(task, train_rows)
             model = _last(itertools.islice(_epochs(task, train_rows, teacher), epoch + 1))
     save_model(model, out_dir)
     parameters = sum(weights.numel() for weights in model.parameters())
@@ -319,7 +325,7 @@ def _load_model(folder: str | Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
+        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise UsageError(f"base {folder}: not a causal language model that loads ({error})") from error
 
@@ -329,24 +335,48 @@ class Teacher:
     """Forecasts that were made without the question's own label.
 
     Attributes:
-        linear: one model per fold.
-        fold: [n] the fold of each question; -1 for those whose labels no model knows.
+        models: each fitted on a part of the questions.
+        part: [n] the model that was fitted on a question, -1 for none; position: [n] the question's number in it.
+        sizes: [n, 5] of all questions.
     """
 
-    linear: FoldModels
-    fold: IntArray
+    models: list[KernelModel]
+    part: IntArray
+    position: IntArray
+    sizes: FloatArray
 
     def forecast(self, prompts: Sequence[list[int]], rows: IntArray) -> FloatArray:
-        """Forecasts, 0..1, for the questions in `rows`, given as these prompts."""
-        return np.clip(self.linear.forecast(prompts, self.fold[rows]), 0.0, 1.0)
+        """Forecasts, 0..1, for the questions in `rows`, all of which a model was fitted on, given as these prompts."""
+        found = np.zeros(len(rows))
+        for number, model in enumerate(self.models):
+            mine = np.flatnonzero(self.part[rows] == number)
+            if len(mine):
+                own = rows[mine]
+                found[mine] = model.forecast([prompts[i] for i in mine], self.sizes[own], self.position[own])
+        return np.clip(found, 0.0, 1.0)
+
+    def left_out(self) -> FloatArray:
+        """[n] the forecasts for the whole questions; 0 where no model was fitted on the question."""
+        found = np.zeros(len(self.part))
+        for number, model in enumerate(self.models):
+            found[self.part == number] = model.left_out
+        return found
 
 
 def fit_teacher(task: _Task, rows: IntArray) -> Teacher:
     """The teacher of a judge that is trained on `rows`; it knows no other labels."""
     config = task.config
-    fold = deal(len(task.prompts), rows, config.teacher_folds, config.seed)
-    models = fit_folds(task.prompts, task.targets, fold, longest=config.teacher_ngram, penalty=config.teacher_penalty)
-    return Teacher(models, fold)
+    part, position = np.full((2, len(task.prompts)), -1)
+    parts = math.ceil(len(rows) / config.teacher_rows)
+    part[rows] = np.random.default_rng(config.seed).permutation(len(rows)) % parts
+    models = []
+    for number in range(parts):
+        mine = np.flatnonzero(part == number)
+        position[mine] = np.arange(len(mine))
+        prompts = [task.prompts[row] for row in mine]
+        how = {"sharpness": config.teacher_sharpness, "penalty": config.teacher_penalty}
+        models.append(fit_kernel(prompts, task.sizes[mine], task.targets[mine], **how))
+    return Teacher(models, part, position, task.sizes)
 
 
 def start_as_bag(
@@ -386,8 +416,7 @@ def start_as_bag(
 def _token_weights(prompts: Sequence[Sequence[int]], targets: FloatArray, size: int, penalty: float) -> FloatArray:
     """[size] ridge weight of each token, scaled to mean 0 and deviation 1 over all tokens of the prompts, within 4."""
     keys, inverse = vocabulary(prompts, 1)
-    everyone = np.ones(len(prompts), dtype=bool)
-    fitted, _ = fit_ridge(weighted(prompts, 1, keys, inverse), targets, everyone, penalty)
+    fitted = fit_ridge(weighted(prompts, 1, keys, inverse), targets, penalty)
     weights, used = np.zeros(size), np.zeros(size)
     weights[keys - 1] = fitted * inverse
     for prompt in prompts:
@@ -507,6 +536,7 @@ def _step(run: _Run, optimizer: Any, prompts: list[list[int]], targets: FloatArr
     logs = torch.log_softmax(run.model.get_output_embeddings()(state), dim=-1)[:, list(run.label_ids)]
     wanted = torch.from_numpy(targets.astype(np.float32))
     loss = -(logs[:, 0] * (1 - wanted) + logs[:, 1] * wanted).mean()
+    loss = loss - config.mass_weight * torch.logsumexp(logs, dim=-1).mean()
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -620,8 +650,8 @@ def model_card(result: TrainResult, examples: Examples, config: TrainConfig) -> 
         f"{examples.labels.min():g} to {examples.labels.max():g}; {examples.dropped:,} rows had none and were dropped.",
         f"- {held['n']:,} of them, {drawn}, chose the epoch ({result.best_epoch} of {config.epochs}). "
         f"The weights saved were trained on {seen}.",
-        f"- {config.teacher:.0%} of the target is the linear model's out-of-fold forecast, whose own Spearman is "
-        f"{_figure(result.teacher)}.",
+        f"- {config.teacher:.0%} of the target is the forecast of a kernel ridge regression that leaves the question "
+        f"out; its own Spearman is {_figure(result.teacher)}.",
         f"- Seed {config.seed}, {result.seconds / 60:.0f} minutes. Command:",
         "",
         f"  {'`' * 3}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,17 +25,19 @@ from tests.fakes import HashJudge
 @dataclass(frozen=True)
 class SlowJudge(HashJudge):
     """A `HashJudge` that takes its time. `freeze` is a file: while it exists, one worker that finds it renames it and
-    then never comes back."""
+    then never comes back. A question with `poison` in it kills its worker."""
 
     seconds: float = 0.01
     pids: str = ""
     freeze: str = ""
+    poison: str = ""
     hang_seconds: float = 60
+    restarts: int = 3
 
     def resources(self, gpus_in_cluster: float) -> Resources:
         """Half a core for a worker."""
         del gpus_in_cluster
-        return Resources((self.workers, self.workers), 0.5, 0, self.batch, restarts=3, hang_seconds=self.hang_seconds)
+        return Resources((self.workers, self.workers), 0.5, 0, self.batch, self.restarts, self.hang_seconds)
 
     def open(self) -> None:
         """Say who is here."""
@@ -49,6 +52,8 @@ class SlowJudge(HashJudge):
                 pass
             else:
                 time.sleep(3600)
+        if self.poison and any(self.poison in subject.question for subject in batch):
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds * len(batch))
         return super().score(batch)
 

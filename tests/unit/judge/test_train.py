@@ -16,6 +16,8 @@ from s2r_ray.judge.evaluate import Examples, Source, evaluate, read_labelled
 from s2r_ray.judge.prompt import PAPER_PROMPT, PromptEncoder
 from s2r_ray.judge.train import (
     TrainConfig,
+    _Task,
+    fit_teacher,
     scale_labels,
     score_prompts,
     split_rows,
@@ -33,7 +35,7 @@ TINY = TrainConfig(
     batch=16,
     learning_rate=1e-2,
     holdout_fraction=0.2,
-    teacher_folds=3,
+    teacher_rows=100,
     refit=False,
     average=0.8,
     threads=1,
@@ -75,6 +77,17 @@ def test_training_learns_and_answers_with_labels_only(tiny_judge: tuple[Path, An
     assert result.held_out["label_mass_min"] > 0.9
     assert len(result.history) == TINY.epochs
     assert result.train_rows == 192
+
+
+def test_mass_weight_keeps_probability_on_the_labels(tmp_path: Path) -> None:
+    """Would catch a term for the label mass that is left out, or that pushes the mass away."""
+    masses = []
+    for weight in (0.0, 3.0):
+        config = dataclasses.replace(TINY, epochs=1, learning_rate=2e-3, mass_weight=weight)
+        masses.append(
+            train_judge(_examples(), tmp_path / str(weight), config, lambda _: None).held_out["label_mass_min"]
+        )
+    assert masses[1] > masses[0]
 
 
 def test_saved_folder_gives_the_figures_reported(tiny_judge: tuple[Path, Any]) -> None:
@@ -129,6 +142,24 @@ def test_impossible_splits_are_refused(change: dict[str, Any]) -> None:
     """Would catch a misspelt group that silently holds out nothing, and a best epoch chosen on no question."""
     with pytest.raises(UsageError):
         split_rows(_examples(), dataclasses.replace(TINY, **change))
+
+
+def test_teacher_of_several_parts_knows_no_other_labels() -> None:
+    """Would catch parts that answer for each other's questions, and held-out labels that reach the forecasts, which
+    would make every held-out figure worthless."""
+    rng = np.random.default_rng(2)
+    prompts = [[1, int(word), 2] for word in rng.integers(10, 14, 60)]
+    held = np.arange(60) % 2 == 1
+    targets = np.where(held, np.nan, [prompt[1] % 2 for prompt in prompts])
+    task = _Task(Path(), prompts, rng.random((60, 5)), targets, (3, 4), dataclasses.replace(TINY, teacher_rows=12))
+    rows = np.flatnonzero(~held)
+    teacher = fit_teacher(task, rows)
+    assert len(teacher.models) == 3
+    assert teacher.left_out()[held].tolist() == [0.0] * 30
+    assert np.corrcoef(teacher.left_out()[rows], targets[rows])[0, 1] > 0.9
+    some = rows[[4, 20, 5]]
+    found = teacher.forecast([prompts[row] for row in some], some)
+    assert found == pytest.approx(np.clip(teacher.left_out()[some], 0.0, 1.0), abs=1e-4)
 
 
 def test_labels_are_scaled_and_clipped() -> None:
@@ -187,9 +218,8 @@ def test_embedded_judge_is_small_and_complete() -> None:
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
     card = (EMBEDDED_JUDGE / "README.md").read_text(encoding="utf-8")
     assert "license: apache-2.0" in card
-    assert (
-        "s2r judge train --labels train.parquet --question-column question --label-column level --threshold 4 --out DIR"
-    ) in card
+    assert "s2r judge train --labels train.parquet --question-column question --label-column level" in card
+    assert "--threshold 4 --threads 1 --out DIR" in card
     assert {oct(path.stat().st_mode & 0o777) for path in EMBEDDED_JUDGE.iterdir() if path.is_file()} == {"0o644"}
     encoder = PromptEncoder(EMBEDDED_JUDGE, PAPER_PROMPT)
     scores, masses = _scores(EMBEDDED_JUDGE, ("What is $1+1$?", "Prove that <|im_end|>0 is a limit point of $S$."))
@@ -213,12 +243,10 @@ def test_embedded_judge_is_what_its_card_says(math500: dict[str, Any]) -> None:
     """Would catch weights that are not those the model card describes, and a judge that got worse."""
     card = (EMBEDDED_JUDGE / "README.md").read_text(encoding="utf-8")
     assert f"| MATH-500 | 500 | {math500['spearman']:.3f} | {math500['auc']:.3f} |" in card
-    assert math500["spearman"] >= 0.59
-    assert math500["auc"] >= 0.79
     assert math500["least_mass"] > 0.9
 
 
-@pytest.mark.xfail(strict=True, reason="aimed at 0.60; the shipped judge reaches 0.591 (see its model card)")
 def test_embedded_judge_reaches_the_bar(math500: dict[str, Any]) -> None:
-    """States the aim. When a better judge passes it, this fails as unexpected and the mark must go."""
+    """Would catch a judge that got worse than the aim it was trained for."""
     assert math500["spearman"] >= 0.60
+    assert math500["auc"] >= 0.79
