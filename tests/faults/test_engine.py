@@ -40,7 +40,7 @@ def test_the_engine_process_is_killed(tmp_path: Path) -> None:
     config = {
         "pools": [{"uri": str(tmp_path / "pool")}],
         "out": out.uri,
-        "workers": {"judge_batch": BATCH},
+        "workers": {"judge_batch": BATCH, "hang_seconds": 40},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
@@ -56,16 +56,18 @@ def test_the_engine_process_is_killed(tmp_path: Path) -> None:
     while running.poll() is None and not killed:
         if score_parts(out):
             for engine in engines(psutil.Process(running.pid)):
-                engine.kill()
                 killed += 1
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    engine.kill()
         time.sleep(0.02)
     assert running.wait(300) == 0, (tmp_path / "log").read_text()
     said = (tmp_path / "log").read_text()
-    assert killed == 1, said
-    assert "warning: a worker failed: EngineError: the judge failed: EngineDeadError" in said
-    assert "starting again for the " in said
+    assert killed, said
+    # vLLM either notices, or waits for ever for the answer of a process that is gone.
+    noticed = "warning: a worker failed: EngineError: the judge failed: EngineDeadError" in said
+    assert noticed or "warning: a difficulty worker died, or hung for more than 40 s, and was replaced" in said, said
     record, _ = published(out)
-    assert record["counts"]["restarts"] == 1
+    assert record["counts"]["restarts"] + record["counts"]["workers_replaced"] == 1
     assert not [reason for reason in record["excluded"] if reason.startswith("difficulty_failed")]
     rows = judged_rows(out)
     assert record["counts"]["questions"] == len(set(rows))
