@@ -133,7 +133,10 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     chosen = recorded_config(config)
     scored.config.update(weights=chosen["weights"], budgets=chosen["budgets"])
     scored = replace(scored, counts=_nothing_done(scored), seconds={})
-    return rank_and_publish(out, scored, weights, config.budgets, started, progress)
+    try:
+        return rank_and_publish(out, scored, weights, config.budgets, started, progress)
+    except DamagedError as error:
+        raise S2RError(f"{error}; `s2r run` or `s2r score` with this --out makes it anew") from error
 
 
 def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:

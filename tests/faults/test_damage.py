@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from s2r_ray import pipeline
+from s2r_ray.config import load_config
+from s2r_ray.errors import S2RError
+from s2r_ray.progress import Progress
 from s2r_ray.storage import Place
 from tests.command import results
 from tests.faults.conftest import Cluster, job, judged_rows, published, score_parts
@@ -48,3 +52,8 @@ def test_damaged_files_are_made_anew(
     assert record["counts"]["difficulty_judged"] == 0, "judged in the pass that found the damage in the index"
     assert len(score_parts(out)) == before, "one part was lost, and one written with the same questions"
     assert len(judged_rows(out)) == lost
+
+    damage(tmp_path / "out" / "scores" / score_parts(out)[0])
+    with pytest.raises(S2RError, match=r"is damaged.*s2r score. with this --out makes it anew"):
+        pipeline.select(load_config(None, {"out": out.uri}), Progress(quiet=True))
+    assert published(out)[0]["run_id"] == record["run_id"], "a half-done selection that was published"
