@@ -16,6 +16,7 @@ import pyarrow as pa
 from s2r_ray.errors import S2RError, TooManyErrors, UsageError, WorkersLostError
 from s2r_ray.quiet import captured
 from s2r_ray.signals.base import Resources
+from s2r_ray.tables import DamagedError
 
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _MOST_BLOCKS = 4096
@@ -54,9 +55,9 @@ def connected(address: str | None, *, logs: bool = False) -> Iterator[Cluster]:
     try:
         with captured() as path, _connection(address, logs=False) as cluster:
             yield cluster
-    except TooManyErrors:
+    except (TooManyErrors, DamagedError):
         if path is not None:
-            path.unlink(missing_ok=True)  # nothing in it about the rows
+            path.unlink(missing_ok=True)  # nothing in it about these
         raise
     except UsageError:
         raise

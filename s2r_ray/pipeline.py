@@ -38,7 +38,6 @@ from s2r_ray.tables import DamagedError
 
 _FAULTS_SHOWN = 5
 _REPAIRS = 20
-_TROUBLES = ("requests_repeated", "workers_replaced", "restarts", "damaged_parts")
 
 _T = TypeVar("_T")
 
@@ -62,6 +61,20 @@ class Plan:
     def pool_uris(self) -> tuple[str, ...]:
         """The pools' addresses as they were given."""
         return tuple(place.uri for place in self.config.pool_places())
+
+
+@dataclass
+class Troubles:
+    """What a run had to get over; it becomes part of the counts in `run.json`.
+
+    `requests_repeated`: to an object store; `restarts`: of all judge workers at once; `damaged_files`: of the index and
+    the score store, set aside and made anew.
+    """
+
+    requests_repeated: int = 0
+    workers_replaced: int = 0
+    restarts: int = 0
+    damaged_files: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,9 +104,9 @@ def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = N
     """
     started = now()
 
-    def once() -> tuple[RunRecord, Place]:
+    def once(troubles: Troubles) -> tuple[RunRecord, Place]:
         plan = prepare(config, signals)
-        scored = index_and_score(plan, progress)
+        scored = index_and_score(plan, progress, troubles)
         return rank_and_publish(plan.out, scored, plan.weights, config.budgets, started, progress)
 
     return _repairing(config.out_place(), once, progress)
@@ -101,22 +114,28 @@ def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = N
 
 def score(config: Config, progress: Progress, signals: Sequence[Signal] | None = None) -> Scored:
     """Stages 1 and 2: index the pools and judge what has no score. `select` goes on from there."""
-    return _repairing(config.out_place(), lambda: index_and_score(prepare(config, signals), progress), progress)
+
+    def once(troubles: Troubles) -> Scored:
+        return index_and_score(prepare(config, signals), progress, troubles)
+
+    return _repairing(config.out_place(), once, progress)
 
 
-def _repairing(out: Place, work: Callable[[], _T], progress: Progress) -> _T:
+def _repairing(out: Place, work: Callable[[Troubles], _T], progress: Progress) -> _T:
     """Do the work; when a file of the index or the score store turns out to be damaged, set it aside and begin again,
     which makes anew what it held and nothing else."""
+    troubles = Troubles()
     for _ in range(_REPAIRS):
         try:
-            return work()
+            return work(troubles)
         except DamagedError as error:
             progress.say(f"warning: {error}; set aside, and made anew")
+            troubles.damaged_files += 1
             if error.place.uri.startswith(out.child("index").uri):
                 forget_unit(out, unit_of(out, error.place))
             else:
                 error.place.set_aside()
-    return work()
+    return work(troubles)
 
 
 def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
@@ -198,18 +217,17 @@ def _check_columns(signals: Sequence[Signal]) -> None:
         )
 
 
-def index_and_score(plan: Plan, progress: Progress) -> Scored:
-    """Stages 1 and 2. Ray is started only if a file must be read or a question judged."""
+def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Scored:
+    """Stages 1 and 2. Ray is started only if a file must be read or a question judged. Adds to the troubles."""
     plan.out.check_writable()
     if plan.config.tokenizer == "embedded":
         progress.say("note: trace lengths are in tokens of the embedded judge; give --tokenizer for your student's")
     seconds: dict[str, float] = {}
     stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
     with ExitStack() as stack:
-        counts: dict[str, Any] = dict.fromkeys(_TROUBLES, 0)
-        snapshot = _index(plan, stack, progress, seconds, counts)
+        snapshot = _index(plan, stack, progress, seconds, troubles)
         check_rows(plan.out, snapshot, plan.config.max_error_rate)
-        counts |= {
+        counts: dict[str, Any] = {
             **_file_counts(plan.units, plan.fresh),
             "units": len(snapshot.units),
             "units_read": len(plan.fresh),
@@ -217,15 +235,16 @@ def index_and_score(plan: Plan, progress: Progress) -> Scored:
         }
         for signal in plan.signals:
             store = stores[signal.name]
-            pending = find_pending(plan.out, snapshot, _settled(store, counts, progress))
+            pending = find_pending(plan.out, snapshot, _settled(store, troubles, progress))
             counts |= {
                 "questions": pending.distinct,
                 f"{signal.name}_judged": len(pending),
                 f"{signal.name}_reused": pending.distinct - len(pending),
             }
-            seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress, counts)
+            seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress, troubles)
             check_judged(plan.out, snapshot, signal, store, plan.config.max_error_rate)
-        counts["requests_repeated"] += take_repeated()
+        troubles.requests_repeated += take_repeated()
+        counts |= vars(troubles)
     scored = Scored(
         snapshot,
         {
@@ -288,9 +307,7 @@ def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
     return connected(plan.config.workers.address, logs=plan.config.workers.logs)
 
 
-def _index(
-    plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float], counts: dict[str, Any]
-) -> Snapshot:
+def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float], troubles: Troubles) -> Snapshot:
     """Stage 1: read what is new, within the budget for bad files."""
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
@@ -303,7 +320,7 @@ def _index(
         for row in stream_tasks(items, partial(_index_item, plan.pools), plan.config.workers.cpus_per_index_task):
             outcome = UnitOutcome(**json.loads(row["outcome"]))
             counted_by.add(outcome.counted_by)
-            counts["requests_repeated"] += outcome.repeated
+            troubles.requests_repeated += outcome.repeated
             if outcome.error:
                 bad[outcome.key] = outcome
             ticker.advance(1)
@@ -354,28 +371,28 @@ def _judge(
     store: ScoreStore,
     pending: Pending,
     progress: Progress,
-    counts: dict[str, Any],
+    troubles: Troubles,
 ) -> dict[str, float]:
-    """Stage 2 for one signal; returns its seconds and adds to the counts of trouble."""
+    """Stage 2 for one signal; returns its seconds."""
     if not len(pending):
         progress.say(f"{signal.name}: {pending.distinct:,} distinct questions, all judged before")
         return {}
     cluster = stack.enter_context(_ray(plan))
     resources = signal.resources(cluster.gpus)
     judged = score_missing(plan.out, snapshot, signal, store, pending, resources, progress)
-    counts["requests_repeated"] += judged.repeated
-    counts["workers_replaced"] += len(judged.replaced)
-    counts["restarts"] += judged.restarts
+    troubles.requests_repeated += judged.repeated
+    troubles.workers_replaced += len(judged.replaced)
+    troubles.restarts += judged.restarts
     return {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
 
 
-def _settled(store: ScoreStore, counts: dict[str, Any], progress: Progress) -> Settled:
+def _settled(store: ScoreStore, troubles: Troubles, progress: Progress) -> Settled:
     """What needs no judging, after parts that cannot be read were set aside."""
     settled = store.settled()
     for damage in settled.damaged:
         damage.place.set_aside()
         progress.say(f"warning: {damage}; set aside, its questions are judged again")
-    counts["damaged_parts"] += len(settled.damaged)
+    troubles.damaged_files += len(settled.damaged)
     return settled
 
 

@@ -204,10 +204,10 @@ def undisturbed(
     assert quiet.wait() == 0, quiet.log()
     record, _ = published(Place.of(folder / "out"))
     counts = record["counts"]
-    assert {name: counts[name] for name in ("workers_replaced", "restarts", "damaged_parts")} == {
+    assert {name: counts[name] for name in ("workers_replaced", "restarts", "damaged_files")} == {
         "workers_replaced": 0,
         "restarts": 0,
-        "damaged_parts": 0,
+        "damaged_files": 0,
     }
     assert len(judged_rows(Place.of(folder / "out"))) == counts["difficulty_judged"] > 150
     return Place.of(folder / "out"), counts["difficulty_judged"]

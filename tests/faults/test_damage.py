@@ -12,7 +12,7 @@ from s2r_ray.errors import S2RError
 from s2r_ray.progress import Progress
 from s2r_ray.storage import Place
 from tests.command import results
-from tests.faults.conftest import Cluster, job, judged_rows, published, score_parts
+from tests.faults.conftest import BATCH, Cluster, job, judged_rows, published, score_parts
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -49,7 +49,8 @@ def test_damaged_files_are_made_anew(
     for victim in victims:
         assert f"warning: {victim} is damaged" in running.log()
         assert victim.with_name(f"{victim.name}.damaged").exists()
-    assert record["counts"]["difficulty_judged"] == 0, "judged in the pass that found the damage in the index"
+    assert record["counts"]["damaged_files"] == len(victims)
+    assert record["counts"]["difficulty_judged"] == BATCH, "what the part held, and nothing else"
     assert len(score_parts(out)) == before, "one part was lost, and one written with the same questions"
     assert len(judged_rows(out)) == lost
 
