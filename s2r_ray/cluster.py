@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,17 +153,20 @@ def stream_actors(
 
     least, most = resources.workers
     dataset = _dataset(items).map_batches(_Load(load), batch_size=1, batch_format="numpy", num_cpus=1)
-    dataset = dataset.map_batches(
-        worker,
-        fn_constructor_args=worker_arguments,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=least, max_size=most),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus or None,
-        max_restarts=resources.restarts,
-        max_task_retries=-1 if resources.restarts else 0,
-    )
+    with warnings.catch_warnings():
+        # Ray says that remote arguments without a name of their own are deprecated; these two have none yet.
+        warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")
+        dataset = dataset.map_batches(
+            worker,
+            fn_constructor_args=worker_arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=least, max_size=most),
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus or None,
+            max_restarts=resources.restarts,
+            max_task_retries=-1 if resources.restarts else 0,
+        )
     yield from _rows(dataset)
 
 

@@ -20,7 +20,7 @@ _DIFF_ROWS = 20
 _WIDTH = 100
 _SHOWN_CHARACTERS = 34
 _NOT_SHOWN = {"pool", "file", "row", "generation", "question_key", "label_mass", "trace_tokens"}
-_TITLES = {"position": "#", "sample_id": "sample", "trace_tokens_unique": "tokens", "rank_joint": "joint"}
+_TITLES = {"position": "#", "sample_id": "sample", "trace_tokens_unique": "unique tokens", "rank_joint": "joint"}
 
 
 def run_summary(record: RunRecord, place: Place) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from s2r_ray.errors import UsageError
 from s2r_ray.storage import Place
 from s2r_ray.tables import WRITTEN
 
@@ -45,8 +46,18 @@ _CUT_BUT_RIGHT = 0.3
 
 
 def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000) -> int:
-    """Write the pool as `part-00000.parquet`, …; returns the number of files."""
+    """Write the pool as `part-00000.parquet`, …; returns the number of files.
+
+    Raises:
+        UsageError: the folder has files of another pool, which would become part of this one.
+    """
     starts = range(0, rows, rows_per_file)
+    names = {f"part-{number:05d}.parquet" for number in range(len(starts))}
+    others = [file.path for file in folder.files() if file.path not in names]
+    if others:
+        raise UsageError(
+            f"{folder} has {others[0]!r} in it, which is not part of this pool; choose an empty folder, or empty it"
+        )
     for number, start in enumerate(starts):
         table = make_rows(seed, range(start, min(start + rows_per_file, rows)))
         sink = pa.BufferOutputStream()

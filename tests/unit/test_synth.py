@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from s2r_ray.errors import UsageError
 from s2r_ray.mapping import preset, records
 from s2r_ray.storage import Place
 from s2r_ray.synth import SCHEMA, make_rows, write_pool
@@ -68,3 +69,12 @@ def test_small_pools(rows: int, tmp_path: Path) -> None:
     """Catches: an empty last file, or none for a single row."""
     assert write_pool(Place.of(tmp_path), rows, seed=0) == rows
     assert len(list(tmp_path.glob("*.parquet"))) == rows
+
+
+def test_two_pools_in_one_folder_are_refused(tmp_path: Path) -> None:
+    """Catches: files of an earlier, larger pool that silently become part of a smaller one."""
+    folder = Place.of(tmp_path)
+    write_pool(folder, 30, 0, 10)
+    write_pool(folder, 30, 1, 10)
+    with pytest.raises(UsageError, match=r"part-00001\.parquet.* choose an empty folder"):
+        write_pool(folder, 10, 1, 10)
