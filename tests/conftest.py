@@ -40,6 +40,7 @@ def local_ray() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     ray.init(
+        address="local",  # not a cluster that other tests have started
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=256 << 20,

@@ -26,7 +26,7 @@ from tests.faults.proxy import Proxy
 PROBLEMS = 260
 BATCH = 8
 WORKERS = 2
-BUCKET = "pools"
+BUCKET = "faults"  # the servers of one process share what they hold
 
 
 @dataclass
