@@ -78,16 +78,17 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
     )
 
 
-def check_judged(out: Place, snapshot: Snapshot, signal: Signal, store: ScoreStore, rate: str) -> None:
+def check_judged(
+    out: Place, snapshot: Snapshot, asked: pa.ChunkedArray, signal: Signal, store: ScoreStore, rate: str
+) -> None:
     """Hold the questions that a signal failed on, or that it did not answer, against the rate.
+
+    Args:
+        asked: the keys of the snapshot's distinct questions.
 
     Raises:
         TooManyErrors: there are more.
     """
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
-        read = lambda item: read_own(questions_place(out, item[1]), ["question_key"])  # noqa: E731
-        keys = [table["question_key"] for table in threads.map(read, snapshot.units)]
-    asked = pc.unique(pa.chunked_array([chunk for column in keys for chunk in column.chunks], pa.binary(16)))
     scores = store.read().select(["key", "status", "detail"])
     wrong = scores.filter(pc.is_in(scores["status"], value_set=pa.array(list(map(str, JUDGE_FAULTS)))))
     wrong = wrong.filter(pc.is_in(wrong["key"], value_set=asked))
@@ -97,7 +98,7 @@ def check_judged(out: Place, snapshot: Snapshot, signal: Signal, store: ScoreSto
     for item in wrong["status"].value_counts().to_pylist():
         example = wrong.filter(pc.equal(wrong["status"], item["values"])).slice(0, 1)
         key = example["key"].combine_chunks()
-        unit = next(unit for unit, column in enumerate(keys) if pc.any(pc.is_in(column, value_set=key)).as_py())
+        unit = next(unit for unit in range(len(snapshot.units)) if _asks(out, snapshot, unit, key))
         where = _row_example(out, snapshot, unit, key, "question_key", detail=example["detail"][0].as_py())
         faults.append(_Fault(f"{signal.name}_{item['values']}", item["counts"], where))
     raise _refusal(
@@ -107,6 +108,12 @@ def check_judged(out: Place, snapshot: Snapshot, signal: Signal, store: ScoreSto
         "distinct questions",
         "Nothing was ranked. See whether the judge fits these questions, its prompt and judge.min_label_mass",
     )
+
+
+def _asks(out: Place, snapshot: Snapshot, unit: int, key: pa.Array) -> bool:
+    """Whether a unit has the question with this key."""
+    keys = read_own(questions_place(out, snapshot.units[unit][1]), ["question_key"])["question_key"]
+    return bool(pc.any(pc.is_in(keys, value_set=key)).as_py())
 
 
 def _reasons(out: Place, key: str) -> tuple[int, dict[str, int]]:

@@ -242,7 +242,7 @@ def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Score
                 f"{signal.name}_reused": pending.distinct - len(pending),
             }
             seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress, troubles)
-            check_judged(plan.out, snapshot, signal, store, plan.config.max_error_rate)
+            check_judged(plan.out, snapshot, pending.keys, signal, store, plan.config.max_error_rate)
         troubles.requests_repeated += take_repeated()
         counts |= vars(troubles)
     scored = Scored(

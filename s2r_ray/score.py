@@ -31,13 +31,18 @@ _READ_THREADS = 32
 class Pending:
     """The distinct questions of a snapshot, and which of them have no score yet.
 
-    `unit` and `row` say where each pending question's text lies: int32[pending] positions in the snapshot's units
-    and in that unit's questions, sorted.
+    `keys` are those of all distinct questions. `unit` and `row` say where each pending question's text lies:
+    int32[pending] positions in the snapshot's units and in that unit's questions, sorted.
     """
 
-    distinct: int
+    keys: pa.ChunkedArray
     unit: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
+
+    @property
+    def distinct(self) -> int:
+        """How many distinct questions there are, pending or not."""
+        return len(self.keys)
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -81,13 +86,13 @@ def find_pending(out: Place, snapshot: Snapshot, settled: Settled) -> Pending:
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         tables = list(threads.map(lambda item: _keys(out, *item), enumerate(key for _, key in snapshot.units)))
     if not tables:
-        return Pending(0, np.zeros(0, np.int32), np.zeros(0, np.int32))
+        return Pending(pa.chunked_array([], pa.binary(16)), np.zeros(0, np.int32), np.zeros(0, np.int32))
     table = pa.concat_tables(tables)
     order = pa.array(np.arange(table.num_rows, dtype=np.int64))
     first = table.append_column("place", order).group_by("question_key").aggregate([("place", "min")])
     missing = first.filter(pc.invert(pc.is_in(first["question_key"], value_set=settled.keys)))
     chosen = np.sort(missing["place_min"].to_numpy())
-    return Pending(first.num_rows, table["unit"].to_numpy()[chosen], table["row"].to_numpy()[chosen])
+    return Pending(first["question_key"], table["unit"].to_numpy()[chosen], table["row"].to_numpy()[chosen])
 
 
 def _keys(out: Place, position: int, key: str) -> pa.Table:
@@ -122,11 +127,9 @@ def score_missing(
     left, fruitless = pending, 0
     with progress.stage(signal.name, "questions", len(pending)) as ticker:
         while len(left):
-            items = work_items(snapshot, left, resources.batch)
-            if judged.restarts:
-                # A question may be to blame: go round it from the other side, and narrow down where it is.
-                items = work_items(snapshot, left, min(resources.batch, math.ceil(len(left) / 8)))
-                items = items[:: -1 if judged.restarts % 2 else 1]
+            # After a restart a question may be to blame: go round it from the other side, and narrow down where it is.
+            batch = min(resources.batch, math.ceil(len(left) / 8)) if judged.restarts else resources.batch
+            items = work_items(snapshot, left, batch)[:: -1 if judged.restarts % 2 else 1]
             before = ticker.state.done
             try:
                 for result in stream_actors(items, load, SignalWorker, arguments, resources):

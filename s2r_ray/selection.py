@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from s2r_ray.candidates import Reason
 from s2r_ray.errors import S2RError
 from s2r_ray.index import Snapshot, candidates_place
-from s2r_ray.ranking import JointRanker, ValueCounter, Weights, budget_size, joint_ranker, top_rows
+from s2r_ray.ranking import Weights, budget_size, count_values, joint_ranker, top_rows
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.signals.base import Status
 from s2r_ray.storage import Place
@@ -135,7 +135,7 @@ def rank(
         signal.name: table[signal.name][kept] for signal, table in zip(signals, joined, strict=True)
     }
     values |= dict.fromkeys(INDEX_SIGNALS, candidates.length[kept])
-    ranker = _ranker(values, weights)
+    ranker = joint_ranker({name: count_values(column, name) for name, column in values.items()}, weights)
     block = ranker.rank(values)
     sizes = {budget: budget_size(len(kept), budget) for budget in budgets}
     ids = _SampleIds(out, snapshot, candidates, kept)
@@ -163,15 +163,6 @@ def rank(
 def manifest_place(run: Place, budget: str) -> Place:
     """The manifest of a budget in per cent, such as "2" or "2.5"."""
     return run.child("manifests", f"top-{budget}pct.parquet")
-
-
-def _ranker(values: dict[str, npt.NDArray[Any]], weights: Weights) -> JointRanker:
-    counts = {}
-    for name, column in values.items():
-        counter = ValueCounter(name)
-        counter.add(column)
-        counts[name] = counter.counts()
-    return joint_ranker(counts, weights)
 
 
 def _load_candidates(out: Place, snapshot: Snapshot) -> _Candidates:

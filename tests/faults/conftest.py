@@ -22,6 +22,7 @@ from s2r_ray.storage import Place, StorageOptions
 from s2r_ray.synth import write_pool
 from tests.conftest import ROOT
 from tests.faults.proxy import Proxy
+from tests.object_store import s3_server
 
 PROBLEMS = 260
 BATCH = 8
@@ -71,16 +72,11 @@ def cluster() -> Iterator[Cluster]:
 def object_store() -> Iterator[str]:
     """The address of an S3 server with one bucket."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket=BUCKET)
-    yield endpoint
-    running.stop()
+    with s3_server() as endpoint:
+        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket=BUCKET)
+        yield endpoint
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from s2r_ray.signals import SIGNALS
 from s2r_ray.signals.base import Fault, Scores, Status, Subject
 from tests.command import Said, assert_told, listing, s2r, s2r_inside
 from tests.fakes import HashJudge
+from tests.object_store import s3_server
 
 Inside = Callable[..., Said]
 
@@ -413,45 +414,40 @@ def test_secrets_in_wrong_places_are_not_repeated(
 def test_secrets_appear_nowhere(fails: bool, tiny_judge: Path, tmp_path: Path) -> None:
     """Would catch a key in standard output or error, in what a run leaves behind, in the file that takes the words of
     Ray and the engine, or in Ray's own logs, when all goes well and when the engine fails."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     temporary = Path(tempfile.mkdtemp(prefix="s2r-t-", dir="/tmp"))  # short: Ray keeps its sockets below it
     try:
-        import boto3
+        with s3_server() as endpoint:
+            import boto3
 
-        boto3.client(
-            "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", aws_access_key_id="a",
-            aws_secret_access_key="b",
-        ).create_bucket(Bucket="secrets")  # fmt: skip
-        judge = tiny_judge
-        if fails:
-            judge = tmp_path / "judge"
-            shutil.copytree(tiny_judge, judge)
-            (judge / "model.safetensors").write_bytes(b"not what it says")
-        settings = tmp_path / "settings.yaml"
-        storage = f"endpoint_url: 'http://{host}:{port}', access_key_id: AKIAHUSH, secret_access_key: {SECRET}"
-        settings.write_text(
-            f"judge: {{engine: transformers, min_label_mass: 0}}\nstorage: {{region: us-east-1, {storage}}}\n"
-        )
-        write(tmp_path / "pool" / "a.jsonl", [row(number) for number in range(30)])
-        options = ["--judge", judge, "--tokenizer", tiny_judge, "--config", settings, "--verbose"]
-        other = {"AWS_SECRET_ACCESS_KEY": f"{SECRET}-env", "AWS_ACCESS_KEY_ID": "AKIAENV", "TMPDIR": str(temporary)}
-        for out in ("s3://secrets/out", str(tmp_path / "out")):
-            said = s2r("run", "--pool", tmp_path / "pool", "--out", out, *options, **other, timeout=200)
-            assert said.code == (1 if fails else 0), said.err
-            assert SECRET not in said.out + said.err
-        kept = [path for folder in (temporary, tmp_path / "out") for path in folder.rglob("*") if path.is_file()]
-        assert len(kept) > 5
-        for path in kept:
-            assert SECRET.encode() not in path.read_bytes(), path
-        from s2r_ray.storage import Place, StorageOptions
+            boto3.client(
+                "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="a",
+                aws_secret_access_key="b",
+            ).create_bucket(Bucket="secrets")  # fmt: skip
+            judge = tiny_judge
+            if fails:
+                judge = tmp_path / "judge"
+                shutil.copytree(tiny_judge, judge)
+                (judge / "model.safetensors").write_bytes(b"not what it says")
+            settings = tmp_path / "settings.yaml"
+            storage = f"endpoint_url: '{endpoint}', access_key_id: AKIAHUSH, secret_access_key: {SECRET}"
+            settings.write_text(
+                f"judge: {{engine: transformers, min_label_mass: 0}}\nstorage: {{region: us-east-1, {storage}}}\n"
+            )
+            write(tmp_path / "pool" / "a.jsonl", [row(number) for number in range(30)])
+            options = ["--judge", judge, "--tokenizer", tiny_judge, "--config", settings, "--verbose"]
+            other = {"AWS_SECRET_ACCESS_KEY": f"{SECRET}-env", "AWS_ACCESS_KEY_ID": "AKIAENV", "TMPDIR": str(temporary)}
+            for out in ("s3://secrets/out", str(tmp_path / "out")):
+                said = s2r("run", "--pool", tmp_path / "pool", "--out", out, *options, **other, timeout=200)
+                assert said.code == (1 if fails else 0), said.err
+                assert SECRET not in said.out + said.err
+            kept = [path for folder in (temporary, tmp_path / "out") for path in folder.rglob("*") if path.is_file()]
+            assert len(kept) > 5
+            for path in kept:
+                assert SECRET.encode() not in path.read_bytes(), path
+            from s2r_ray.storage import Place, StorageOptions
 
-        out_place = Place.of("s3://secrets/out", StorageOptions(f"http://{host}:{port}", "us-east-1", "a", "b"))
-        for file in out_place.files():
-            assert SECRET.encode() not in out_place.child(file.path).read_bytes(), file.path
+            out_place = Place.of("s3://secrets/out", StorageOptions(endpoint, "us-east-1", "a", "b"))
+            for file in out_place.files():
+                assert SECRET.encode() not in out_place.child(file.path).read_bytes(), file.path
     finally:
-        server.stop()
         shutil.rmtree(temporary, ignore_errors=True)

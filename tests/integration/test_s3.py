@@ -20,6 +20,7 @@ from s2r_ray.storage import Place, StorageOptions
 from s2r_ray.synth import write_pool
 from tests.command import assert_left_behind, assert_told, results, s2r
 from tests.fakes import HashJudge
+from tests.object_store import s3_server
 
 pytestmark = pytest.mark.s3
 
@@ -72,28 +73,23 @@ def server() -> Iterator[Server]:
     """moto's server on a free loopback port. Once users and bucket are there, every request must be signed right."""
     import boto3
     from moto import settings
-    from moto.server import ThreadedMotoServer
 
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    anyone = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-    root = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anything"}
-    iam = boto3.client("iam", **anyone, **root)
-    found = {}
-    for user, actions in {"owner": ["s3:*"], "reader": ["s3:Get*", "s3:List*"]}.items():
-        iam.create_user(UserName=user)
-        statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        iam.put_user_policy(UserName=user, PolicyName=user, PolicyDocument=policy)
-        made = iam.create_access_key(UserName=user)["AccessKey"]
-        found[user] = Keys(made["AccessKeyId"], made["SecretAccessKey"])
-    boto3.client("s3", **anyone, **root).create_bucket(Bucket=BUCKET)
-    before, settings.INITIAL_NO_AUTH_ACTION_COUNT = settings.INITIAL_NO_AUTH_ACTION_COUNT, 0
-    yield Server(endpoint, **found)
-    settings.INITIAL_NO_AUTH_ACTION_COUNT = before
-    running.stop()
+    with s3_server() as endpoint:
+        anyone = {"endpoint_url": endpoint, "region_name": "us-east-1"}
+        root = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anything"}
+        iam = boto3.client("iam", **anyone, **root)
+        found = {}
+        for user, actions in {"owner": ["s3:*"], "reader": ["s3:Get*", "s3:List*"]}.items():
+            iam.create_user(UserName=user)
+            statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+            policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+            iam.put_user_policy(UserName=user, PolicyName=user, PolicyDocument=policy)
+            made = iam.create_access_key(UserName=user)["AccessKey"]
+            found[user] = Keys(made["AccessKeyId"], made["SecretAccessKey"])
+        boto3.client("s3", **anyone, **root).create_bucket(Bucket=BUCKET)
+        before, settings.INITIAL_NO_AUTH_ACTION_COUNT = settings.INITIAL_NO_AUTH_ACTION_COUNT, 0
+        yield Server(endpoint, **found)
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = before
 
 
 @pytest.fixture(scope="module")
