@@ -71,6 +71,9 @@ class StorageOptions:
         return f"StorageOptions(endpoint_url={self.endpoint_url!r}, region={self.region!r}, keys not shown)"
 
 
+DEFAULT_STORAGE = StorageOptions()
+
+
 @dataclass(frozen=True)
 class FileInfo:
     """One file of a pool. `version` is the store's ETag, or the modification time in nanoseconds."""

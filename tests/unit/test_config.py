@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from s2r_ray.config import Config, JudgeSection, load_config
 from s2r_ray.errors import UsageError
 from s2r_ray.mapping import preset
+from s2r_ray.models import EMBEDDED
 from s2r_ray.ranking import parse_percent
 from s2r_ray.storage import Place
 
@@ -49,7 +50,7 @@ def test_defaults_are_the_method() -> None:
     assert config.judge.trust_remote_code is False
     assert config.judge.compat == "none"
     assert config.judge.prompt.system.startswith("Please judge the difficulty of this instruction")
-    assert config.judge.is_embedded
+    assert config.judge.model == config.tokenizer == EMBEDDED
     assert pickle.loads(pickle.dumps(config)) == config
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from s2r_ray.errors import UsageError
-from s2r_ray.models import find_model, find_tokenizer, is_classifier, stated_dtype
+from s2r_ray.models import fetch, find_model, find_tokenizer, is_classifier, stated_dtype
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def folder(tmp_path: Path, tokenizer_dir: Path) -> Path:
 def test_a_model_folder(folder: Path) -> None:
     """Catches: a location that means another folder elsewhere, or a configuration that is not the model's."""
     found = find_model(str(folder))
-    assert (found.location, found.folder, found.revision) == (str(folder), folder, None)
+    assert (found.folder, found.commit, found.place) == (folder, None, None)
+    assert fetch(found, weights=True) == folder
     assert found.config() == {"architectures": ["Qwen2ForCausalLM"]}
     assert found.identity.startswith("sha256:")
 
@@ -134,9 +135,13 @@ def test_a_hub_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = find_model("owner/name", "main")
-    assert (found.location, found.revision, found.identity) == ("owner/name", "0123abcd", "owner/name@0123abcd")
+    assert (found.name, found.commit, found.identity) == ("owner/name", "0123abcd", "owner/name@0123abcd")
     assert asked[0][:2] == ("owner/name", "main")
     assert not any("safetensors" in pattern for pattern in asked[0][2])
+    assert fetch(found, weights=True) == fetch(found, weights=True) == commit
+    assert asked[1][:2] == ("owner/name", "0123abcd")
+    assert any("safetensors" in pattern for pattern in asked[1][2])
+    assert len(asked) == 2
 
 
 def test_a_broken_configuration(folder: Path) -> None:
