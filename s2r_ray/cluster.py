@@ -175,8 +175,9 @@ def stream_actors(
 ) -> Iterator[dict[str, Any]]:
     """Load each item to a table in a CPU task and hand it to a pool of stateful workers.
 
-    Every table is one block and one call of a worker, which returns a table of results. The pool grows and shrinks
-    between `resources.workers` and is gone when the last result has come. Memory is bounded by blocks in flight.
+    Every table of `resources.batch` rows is one block and one call of a worker, which returns a table of results. The
+    pool grows and shrinks between `resources.workers` and is gone when the last result has come. Memory is bounded by
+    blocks in flight.
 
     Args:
         load_custom: custom Ray resources that one call of `load` takes beside a CPU.
@@ -193,7 +194,7 @@ def stream_actors(
         dataset = dataset.map_batches(
             worker,
             fn_constructor_args=worker_arguments,
-            batch_size=None,
+            batch_size=resources.batch,  # Ray insists on a number where GPUs are asked for
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=least, max_size=most),
             num_cpus=resources.cpus,

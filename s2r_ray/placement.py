@@ -128,9 +128,11 @@ def _ask(nodes: Sequence[Node], demand: Demand) -> list[tuple[Node, str]]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(demand.check)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(_call)
     asked = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.identity, soft=False)).remote(): node
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.identity, soft=False)).remote(
+            demand.check
+        ): node
         for node in nodes
     }
     if not asked:
@@ -145,3 +147,7 @@ def _ask(nodes: Sequence[Node], demand: Demand) -> list[tuple[Node, str]]:
         except ray.exceptions.RayError:  # the node went away meanwhile
             continue
     return answers
+
+
+def _call(check: Callable[[], str]) -> str:
+    return check()

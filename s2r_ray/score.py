@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -143,7 +143,9 @@ def score_missing(
             items = work_items(snapshot, left, batch)[:: -1 if judged.restarts % 2 else 1]
             before = ticker.state.done
             try:
-                for result in stream_actors(items, load, SignalWorker, arguments, resources, load_custom):
+                for result in stream_actors(
+                    items, load, SignalWorker, arguments, replace(resources, batch=batch), load_custom
+                ):
                     ticker.advance(result["scored"])
                     progressed(signal.name)
                     count("s2r_store_retries", result["repeated"])

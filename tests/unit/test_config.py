@@ -230,3 +230,18 @@ def test_prompt_without_a_question() -> None:
         judge = JudgeSection.model_validate({"prompt": {"user": user}})
         with pytest.raises(UsageError, match="exactly once"):
             judge.judge_prompt()
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        ({"gpus_per_judge": 2, "tensor_parallel": 4}, "gpus_per_judge (2) and tensor_parallel (4) differ"),
+        ({"accelerator_type": "H100", "gpus_per_judge": 0}, "accelerator_type names a kind of GPU"),
+        ({"judges_min": 3, "judges_max": 2}, "judges_min (3) is more than judges_max (2)"),
+    ],
+)
+def test_workers_that_contradict_themselves(workers: dict[str, Any], said: str) -> None:
+    """Catches: a judge that gets fewer GPUs than its model is split over, and hangs."""
+    with pytest.raises(UsageError) as error:
+        load_config(None, {"workers": workers})
+    assert said in str(error.value)
