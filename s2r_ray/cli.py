@@ -146,7 +146,9 @@ def plan(
             pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files, max_error_rate
         ),
     )
-    summary = pipeline.summarize(pipeline.prepare(settings))
+    planned = pipeline.prepare(settings)
+    pipeline.try_cluster(planned)
+    summary = pipeline.summarize(planned)
     if as_json:
         _print_json(summary)
         return

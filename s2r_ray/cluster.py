@@ -89,7 +89,7 @@ def _connection(address: str | None, cpus: float, logs: bool) -> Iterator[Cluste
         _connect(address, cpus, logs)
     _quiet_ray_data()
     try:
-        yield Cluster(nodes_of_cluster(), ours and not _address(address))
+        yield Cluster(nodes_of_cluster(), ours and not cluster_address(address))
     finally:
         if ours:
             ray.shutdown()
@@ -98,7 +98,7 @@ def _connection(address: str | None, cpus: float, logs: bool) -> Iterator[Cluste
 def _connect(address: str | None, cpus: float, logs: bool) -> None:
     import ray
 
-    where = _address(address)
+    where = cluster_address(address)
     if where:
         _check_answers(where)
     common: dict[str, Any] = {"logging_level": logging.INFO if logs else logging.ERROR, "log_to_driver": logs}
@@ -121,7 +121,7 @@ def _connect(address: str | None, cpus: float, logs: bool) -> None:
         raise UsageError(f"cannot reach Ray at {where or 'this machine'}: {told[0]}{hint}") from error
 
 
-def _address(given: str | None) -> str | None:
+def cluster_address(given: str | None) -> str | None:
     """The cluster to go to; None: start one here."""
     return given or os.environ.get("RAY_ADDRESS") or None
 
@@ -175,9 +175,8 @@ def stream_actors(
 ) -> Iterator[dict[str, Any]]:
     """Load each item to a table in a CPU task and hand it to a pool of stateful workers.
 
-    Every table of `resources.batch` rows is one block and one call of a worker, which returns a table of results. The
-    pool grows and shrinks between `resources.workers` and is gone when the last result has come. Memory is bounded by
-    blocks in flight.
+    Every table is one call of a worker, which returns a table of results. The pool grows and shrinks between
+    `resources.workers` and is gone when the last result has come. Memory is bounded by blocks in flight.
 
     Args:
         load_custom: custom Ray resources that one call of `load` takes beside a CPU.
@@ -192,11 +191,12 @@ def stream_actors(
         # Ray says that remote arguments without a name of their own are deprecated; these two have none yet.
         warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")
         dataset = dataset.map_batches(
-            worker,
-            fn_constructor_args=worker_arguments,
-            batch_size=resources.batch,  # Ray insists on a number where GPUs are asked for
+            _Worker,
+            fn_constructor_args=(worker, worker_arguments),
+            batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=least, max_size=most),
+            # One that is slow must not sit on more than the item it works on and the next.
+            compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus or None,
             accelerator_type=resources.accelerator_type,
@@ -208,13 +208,27 @@ def stream_actors(
 
 
 class _Load:
-    """Adapts a function of one item to Ray Data's batches of one row."""
+    """Adapts a function of one item to Ray Data's batches of one row. The table it loads becomes one row again, so that
+    Ray Data, which cuts and joins tables as it likes, leaves it whole."""
 
     def __init__(self, load: Callable[[dict[str, Any]], pa.Table]) -> None:
         self._load = load
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        return self._load({name: values[0] for name, values in batch.items()})
+        table = self._load({name: values[0] for name, values in batch.items()})
+        rows = table.combine_chunks().to_struct_array().combine_chunks()
+        return pa.table({"table": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
+
+
+class _Worker:
+    """Adapts a worker, which takes whole tables."""
+
+    def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
+        self._worker = worker(*arguments)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        answer: pa.Table = self._worker(pa.Table.from_struct_array(batch["table"].combine_chunks().flatten()))
+        return answer
 
 
 def _dataset(items: Sequence[dict[str, Any]]) -> Any:

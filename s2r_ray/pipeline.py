@@ -14,7 +14,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
-from s2r_ray.cluster import Cluster, connected, stream_tasks
+from s2r_ray.cluster import Cluster, cluster_address, connected, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError, UsageError
@@ -311,10 +311,21 @@ def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
     return connected(workers.address, cpus=cpus, logs=workers.logs)
 
 
-def _check_cluster(plan: Plan, cluster: Cluster) -> None:
+def try_cluster(plan: Plan) -> None:
+    """Hold a plan against the Ray cluster that it is meant for, if there is one, and write nothing.
+
+    Raises:
+        UsageError: the cluster cannot be reached, or cannot do it.
+    """
+    if cluster_address(plan.config.workers.address):
+        with _ray(plan) as cluster:
+            _check_cluster(plan, cluster, None)
+
+
+def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None) -> None:
     roots, tokenizer = [pool.root for pool in plan.pools], plan.pools[0].tokenizer
     workers = plan.config.workers
-    check_cluster(cluster.nodes, workers, plan.out, roots, tokenizer, plan.signals, ask=not cluster.ours)
+    check_cluster(cluster.nodes, workers, out, roots, tokenizer, plan.signals, ask=not cluster.ours)
 
 
 def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float], troubles: Troubles) -> Snapshot:
@@ -322,7 +333,7 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(plan.pool_uris, plan.units)
-    _check_cluster(plan, stack.enter_context(_ray(plan)))
+    _check_cluster(plan, stack.enter_context(_ray(plan)), plan.out)
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
     with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
@@ -400,7 +411,7 @@ def _judge(
         return Judged(0, pending.distinct)
     cluster = stack.enter_context(_ray(plan))
     if not plan.fresh:  # otherwise it was checked before the first file was read
-        _check_cluster(plan, cluster)
+        _check_cluster(plan, cluster, plan.out)
     resources, custom = signal.resources(cluster.gpus), plan.config.workers.index_resources
     judged = score_missing(plan.out, snapshot, signal, store, pending, resources, custom, progress)
     troubles.requests_repeated += judged.repeated

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check_cluster(
     nodes: Sequence[Node],
     workers: WorkersSection,
-    out: Place,
+    out: Place | None,
     pools: Sequence[Place],
     tokenizer: ModelRef,
     signals: Sequence[Signal],
@@ -31,6 +31,7 @@ def check_cluster(
     """Hold what a run needs against the cluster; connected to Ray.
 
     Args:
+        out: where an object is put that every node must see, and taken away again; None: nothing is.
         pools: their roots.
         ask: also ask the nodes whether they see what they must; needless on a Ray of our own.
 
@@ -38,7 +39,7 @@ def check_cluster(
         UsageError: says what was asked, what there is and how to go on.
     """
     gpus = sum(node.room({"GPU": 1}) for node in nodes)
-    with _sign(out) if ask else contextlib.nullcontext(out) as sign:
+    with _sign(out) if ask and out else contextlib.nullcontext() as sign:
         task = {"CPU": max(1, workers.cpus_per_index_task), **workers.index_resources}
         look = partial(_look, sign, pools, tokenizer, None)
         check_demand(Demand("a task that reads", task, 1, look), nodes, autoscaling=workers.autoscaling, ask=ask)
@@ -71,10 +72,10 @@ def _sign(out: Place) -> Iterator[Place]:
         sign.delete()
 
 
-def _look(sign: Place, pools: Sequence[Place], tokenizer: ModelRef | None, signal: Signal | None) -> str:
+def _look(sign: Place | None, pools: Sequence[Place], tokenizer: ModelRef | None, signal: Signal | None) -> str:
     """What is wrong on this node, or "". Runs in a task."""
     try:
-        for place in (sign, *pools):
+        for place in (sign, *pools) if sign else pools:
             place.check_reachable()
             if not place.exists():
                 where = "the output place" if place is sign else f"the pool {place}"

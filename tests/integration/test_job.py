@@ -139,7 +139,9 @@ def test_submit_stop_submit(site: Site) -> None:
     def far_enough() -> bool:
         seen.update(metric_names(site.cluster.metrics()))
         actors = site.get("/api/v0/actors?detail=true")["data"]["result"]["result"]
-        nodes.update(actor["node_id"] for actor in actors if actor["state"] == "ALIVE" and "SignalWorker" in str(actor))
+        nodes.update(
+            actor["node_id"] for actor in actors if actor["state"] == "ALIVE" and "MapWorker" in actor["class_name"]
+        )
         return len(site.out("stopped").child("scores").files()) > 3 and len(nodes) >= 1 and "s2r_prefill_tokens" in seen
 
     assert site.wait(first, far_enough) == "RUNNING", site.log(first)
@@ -213,8 +215,9 @@ def test_exit_code(site: Site) -> None:
 def test_what_the_cluster_has_not(site: Site, workers: dict[str, Any], parts: list[str]) -> None:
     """Catches: a run that indexes for hours, or waits for ever, before it says that no node can judge."""
     config = site.config("misfit", workers=workers | {"address": site.cluster.address})
-    said = s2r("run", "--config", config, **site.cluster.environment)
-    assert_told(said, 2, *parts)
+    for command in ("plan", "run"):
+        said = s2r(command, "--config", config, **site.cluster.environment)
+        assert_told(said, 2, *parts)
     assert not [file for file in site.out("misfit").files() if file.path.startswith("index/")]
 
 
