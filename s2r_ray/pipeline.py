@@ -243,7 +243,9 @@ def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Score
                 f"{signal.name}_prompt_tokens": judged.prompt_tokens,
             }
             if judged.judged:
-                seconds |= {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
+                seconds[signal.name] = judged.seconds
+                seconds[f"{signal.name}_in_workers"] = judged.worker_seconds
+                seconds[f"{signal.name}_loading"] = judged.loading
             check_judged(plan.out, snapshot, pending.keys, signal, store, plan.config.max_error_rate)
         troubles.requests_repeated += take_repeated()
         counts |= vars(troubles)

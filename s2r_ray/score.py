@@ -58,6 +58,7 @@ class Judged:
         judged, reused: distinct keys judged now, and taken from the store.
         faults: of those judged, left without a value.
         seconds, worker_seconds: of the stage, and summed over its workers.
+        loading: seconds that the slowest worker took to load.
         replaced: workers that stand for one that died.
         restarts: how often all workers had to be started again.
         repeated: requests to an object store sent again by workers.
@@ -69,6 +70,7 @@ class Judged:
     faults: int = 0
     seconds: float = 0.0
     worker_seconds: float = 0.0
+    loading: float = 0.0
     replaced: set[str] = field(default_factory=set)
     restarts: int = 0
     repeated: int = 0
@@ -78,6 +80,7 @@ class Judged:
         """Take in a worker's answer; True if it is the first of one that stands for a worker that died."""
         self.faults += result["faults"]
         self.worker_seconds += result["seconds"]
+        self.loading = max(self.loading, result["loading"])
         self.repeated += result["repeated"]
         self.prompt_tokens += result["prompt_tokens"]
         news = bool(result["replaced"]) and result["worker"] not in self.replaced

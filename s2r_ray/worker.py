@@ -41,12 +41,12 @@ class SignalWorker:
         self._since = time.monotonic()
         with dies_when_hung(hang_seconds):
             signal.open()
-        self._spent("loading")
+        self._loading = self._spent("loading")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row: `scored` and `faults` count subjects, `prompt_tokens` what the model read of them; `seconds` is the
-        work's time, `repeated` the requests to an object store sent again, `worker` a name for this process, `replaced`
-        whether it stands for one that died.
+        work's time, `loading` what came before the first; `repeated` the requests to an object store sent again,
+        `worker` a name for this process, `replaced` whether it stands for one that died.
 
         Raises:
             WorkersLostError: the signal is not fit to go on.
@@ -73,6 +73,7 @@ class SignalWorker:
             "faults": len(scores.faults),
             "prompt_tokens": scores.prompt_tokens,
             "seconds": seconds,
+            "loading": self._loading,
             "repeated": repeated + take_repeated(),
             "worker": self._name,
             "replaced": self._replaced,
@@ -88,11 +89,12 @@ class SignalWorker:
         count("s2r_prompts", scores.prompts, signal=name)
         count("s2r_prefill_tokens", scores.prompt_tokens, signal=name)
 
-    def _spent(self, state: str) -> None:
-        """The time since the last call went into this."""
+    def _spent(self, state: str) -> float:
+        """The seconds since the last call; they went into this."""
         now = time.monotonic()
-        count("s2r_judge_seconds", now - self._since, signal=self._signal.name, state=state)
-        self._since = now
+        seconds, self._since = now - self._since, now
+        count("s2r_judge_seconds", seconds, signal=self._signal.name, state=state)
+        return seconds
 
 
 @contextmanager
