@@ -134,9 +134,12 @@ class WorkersSection(_Section):
     judges_max: int = Field(1, ge=1, description="Judge actors at the most")
     gpus_per_judge: float | None = Field(None, ge=0, description="Default: tensor_parallel with a GPU, else 0")
     cpus_per_judge: float = Field(1, gt=0)
+    accelerator_type: str | None = Field(None, description="GPU that a judge needs, by Ray's name, such as H100")
+    judge_resources: dict[str, float] = Field({}, description="Custom Ray resources of one judge")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model")
     judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
     cpus_per_index_task: float = Field(1, gt=0)
+    index_resources: dict[str, float] = Field({}, description="Custom Ray resources of one index task")
     restarts: int = Field(3, ge=0, description="How often a judge that died is replaced before the run fails")
     hang_seconds: float = Field(1800, gt=0, description="A judge that takes longer to load, or for one batch, is dead")
 
