@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -23,6 +24,8 @@ from s2r_ray.errors import S2RError, TooManyErrors
 _WRONG_USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
 _INTERRUPTED = 130
+_TERMINATED = 128 + signal.SIGTERM
+_STOPPED = "stopped; what was indexed and judged is kept, run the same command again to go on"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -143,7 +146,9 @@ def plan(
             pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files, max_error_rate
         ),
     )
-    summary = pipeline.summarize(pipeline.prepare(settings))
+    planned = pipeline.prepare(settings)
+    pipeline.try_cluster(planned)
+    summary = pipeline.summarize(planned)
     if as_json:
         _print_json(summary)
         return
@@ -329,8 +334,13 @@ def judge_train(
 
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # `ray job stop`, a pod that is moved
     try:
         exit_code = app(standalone_mode=False) or 0
+    except SystemExit as stop:
+        if stop.code in (_TERMINATED, signal.SIGTERM):  # the latter from Ray, which puts a handler of its own
+            _fail(_STOPPED, _TERMINATED)
+        raise
     except TooManyErrors as error:
         sys.stderr.write(error.table + "\n")
         _fail(str(error), error.exit_code)
@@ -344,7 +354,7 @@ def main() -> None:
         log.write_text(traceback.format_exc(), encoding="utf-8")
         _fail(f"unexpected {type(error).__name__}: {error}. Please report it with {log}", 1)
     if exit_code == _INTERRUPTED:  # what typer makes of Ctrl-C
-        _fail("stopped; what was indexed and judged is kept, run the same command again to go on", exit_code)
+        _fail(_STOPPED, exit_code)
     sys.exit(exit_code)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from s2r_ray.errors import S2RError, TooManyErrors, UsageError, WorkersLostError
+from s2r_ray.placement import Node, nodes_of_cluster
 from s2r_ray.quiet import captured
 from s2r_ray.signals.base import Resources
 from s2r_ray.tables import DamagedError
@@ -23,23 +25,35 @@ _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _MOST_BLOCKS = 4096
 _CONNECT_SECONDS = 5
 _MESSAGE_CHARACTERS = 600
+_NO_TOKEN = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token (or RAY_AUTH_TOKEN to the "
+    "token itself)"
+)
 _RAISED = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What Ray has: totals over all nodes."""
+    """What Ray has: its nodes and those that may come. `ours`: it was started for this run, on this machine."""
 
-    cpus: float
-    gpus: float
+    nodes: tuple[Node, ...]
+    ours: bool
+
+    @property
+    def gpus(self) -> float:
+        """Over all nodes, those that may come among them."""
+        return sum(node.count * node.resources.get("GPU", 0) for node in self.nodes if node.resources.get("GPU"))
 
 
 @contextmanager
-def connected(address: str | None, *, logs: bool = False) -> Iterator[Cluster]:
+def connected(address: str | None, *, cpus: float = 0, logs: bool = False) -> Iterator[Cluster]:
     """Be connected to Ray inside the block: to `address`, to RAY_ADDRESS, or to a local Ray of our own.
 
     A connection that is there already is used and left open. Otherwise, unless `logs` are asked for, what Ray and the
     engines print goes to a file, which an error names.
+
+    Args:
+        cpus: what the work needs at the least; a Ray of our own claims so many even if the machine has fewer.
 
     Raises:
         UsageError: the address does not answer.
@@ -49,12 +63,12 @@ def connected(address: str | None, *, logs: bool = False) -> Iterator[Cluster]:
     import ray
 
     if logs or ray.is_initialized():
-        with _connection(address, logs=logs) as cluster:
+        with _connection(address, cpus, logs) as cluster:
             yield cluster
         return
     path = None
     try:
-        with captured() as path, _connection(address, logs=False) as cluster:
+        with captured() as path, _connection(address, cpus, logs=False) as cluster:
             yield cluster
     except (TooManyErrors, DamagedError):
         if path is not None:
@@ -67,25 +81,24 @@ def connected(address: str | None, *, logs: bool = False) -> Iterator[Cluster]:
 
 
 @contextmanager
-def _connection(address: str | None, *, logs: bool) -> Iterator[Cluster]:
+def _connection(address: str | None, cpus: float, logs: bool) -> Iterator[Cluster]:
     import ray
 
     ours = not ray.is_initialized()
     if ours:
-        _connect(address, logs)
+        _connect(address, cpus, logs)
     _quiet_ray_data()
     try:
-        total = ray.cluster_resources()
-        yield Cluster(float(total.get("CPU", 0)), float(total.get("GPU", 0)))
+        yield Cluster(nodes_of_cluster(), ours and not cluster_address(address))
     finally:
         if ours:
             ray.shutdown()
 
 
-def _connect(address: str | None, logs: bool) -> None:
+def _connect(address: str | None, cpus: float, logs: bool) -> None:
     import ray
 
-    where = address or os.environ.get("RAY_ADDRESS")
+    where = cluster_address(address)
     if where:
         _check_answers(where)
     common: dict[str, Any] = {"logging_level": logging.INFO if logs else logging.ERROR, "log_to_driver": logs}
@@ -93,16 +106,24 @@ def _connect(address: str | None, logs: bool) -> None:
         if where:
             ray.init(address=where, **common)
             return
-        # One worker more than a single-core machine has: reading and judging must be able to run at once.
         ray.init(
             address="local",  # not one that somebody else has started on this machine
-            num_cpus=max(2, os.cpu_count() or 1),
+            num_cpus=math.ceil(max(cpus, os.cpu_count() or 1)),
             include_dashboard=False,
             object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
             **common,
         )
+    except ray.exceptions.AuthenticationError as error:
+        raise UsageError(f"cannot reach Ray at {where}, which asks for a token: {_NO_TOKEN}") from error
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UsageError(f"cannot reach Ray at {where or 'this machine'}: {str(error).splitlines()[0]}") from error
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        hint = f". If it asks for a token: {_NO_TOKEN}" if where else ""
+        raise UsageError(f"cannot reach Ray at {where or 'this machine'}: {told[0]}{hint}") from error
+
+
+def cluster_address(given: str | None) -> str | None:
+    """The cluster to go to; None: start one here."""
+    return given or os.environ.get("RAY_ADDRESS") or None
 
 
 def _check_answers(address: str) -> None:
@@ -130,10 +151,17 @@ def _quiet_ray_data() -> None:
 
 
 def stream_tasks(
-    items: Sequence[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], cpus: float
+    items: Sequence[dict[str, Any]],
+    task: Callable[[dict[str, Any]], dict[str, Any]],
+    cpus: float,
+    custom: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
-    """Run a stateless function over items on the cluster; results come as they are ready, in any order."""
-    dataset = _dataset(items).map(task, num_cpus=cpus)
+    """Run a stateless function over items on the cluster; results come as they are ready, in any order.
+
+    Args:
+        cpus, custom: what one call takes; the latter are custom Ray resources.
+    """
+    dataset = _dataset(items).map(task, num_cpus=cpus, resources=dict(custom))
     yield from _rows(dataset)
 
 
@@ -143,27 +171,36 @@ def stream_actors(
     worker: type,
     worker_arguments: tuple[Any, ...],
     resources: Resources,
+    load_custom: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Load each item to a table in a CPU task and hand it to a pool of stateful workers.
 
-    Every table is one block and one call of a worker, which returns a table of results. The pool grows and shrinks
-    between `resources.workers` and is gone when the last result has come. Memory is bounded by blocks in flight.
+    Every table is one call of a worker, which returns a table of results. The pool grows and shrinks between
+    `resources.workers` and is gone when the last result has come. Memory is bounded by blocks in flight.
+
+    Args:
+        load_custom: custom Ray resources that one call of `load` takes beside a CPU.
     """
     from ray.data import ActorPoolStrategy
 
     least, most = resources.workers
-    dataset = _dataset(items).map_batches(_Load(load), batch_size=1, batch_format="numpy", num_cpus=1)
+    dataset = _dataset(items).map_batches(
+        _Load(load), batch_size=1, batch_format="numpy", num_cpus=1, resources=dict(load_custom)
+    )
     with warnings.catch_warnings():
         # Ray says that remote arguments without a name of their own are deprecated; these two have none yet.
         warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")
         dataset = dataset.map_batches(
-            worker,
-            fn_constructor_args=worker_arguments,
-            batch_size=None,
+            _Worker,
+            fn_constructor_args=(worker, worker_arguments),
+            batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=least, max_size=most),
+            # One that is slow must not sit on more than the item it works on and the next.
+            compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus or None,
+            accelerator_type=resources.accelerator_type,
+            resources=dict(resources.custom),
             max_restarts=resources.restarts,
             max_task_retries=-1 if resources.restarts else 0,
         )
@@ -171,13 +208,27 @@ def stream_actors(
 
 
 class _Load:
-    """Adapts a function of one item to Ray Data's batches of one row."""
+    """Adapts a function of one item to Ray Data's batches of one row. The table it loads becomes one row again, so that
+    Ray Data, which cuts and joins tables as it likes, leaves it whole."""
 
     def __init__(self, load: Callable[[dict[str, Any]], pa.Table]) -> None:
         self._load = load
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        return self._load({name: values[0] for name, values in batch.items()})
+        table = self._load({name: values[0] for name, values in batch.items()})
+        rows = table.combine_chunks().to_struct_array().combine_chunks()
+        return pa.table({"table": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
+
+
+class _Worker:
+    """Adapts a worker, which takes whole tables."""
+
+    def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
+        self._worker = worker(*arguments)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        answer: pa.Table = self._worker(pa.Table.from_struct_array(batch["table"].combine_chunks().flatten()))
+        return answer
 
 
 def _dataset(items: Sequence[dict[str, Any]]) -> Any:

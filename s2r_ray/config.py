@@ -20,7 +20,6 @@ from pydantic import (
 
 from s2r_ray.candidates import Choice, Guards
 from s2r_ray.errors import S2RError, UsageError
-from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt
 from s2r_ray.mapping import Mapping, preset
 from s2r_ray.storage import Place, StorageOptions
@@ -86,7 +85,9 @@ class PromptSection(_Section):
 class JudgeSection(_Section):
     """The judge model and how it is read."""
 
-    model: str = Field("embedded", description="Folder or hub id; `embedded` is the small judge in the package")
+    model: str = Field(
+        "embedded", description="Folder, s3:// prefix or hub id; `embedded` is the small judge in the package"
+    )
     revision: str | None = Field(None, description="Hub revision; part of the fingerprint")
     kind: Literal["auto", "labels", "head"] = Field(
         "auto", description="labels: probabilities of two answers; head: one-logit classifier; auto: by config.json"
@@ -111,15 +112,6 @@ class JudgeSection(_Section):
     def _labels_as_text(cls, value: Any) -> Any:
         return tuple(map(str, value)) if isinstance(value, list | tuple) else value
 
-    @property
-    def is_embedded(self) -> bool:
-        """Whether this is the judge that ships in the package."""
-        return self.model == "embedded"
-
-    def model_path(self) -> str:
-        """Where the model is: a folder or a hub id."""
-        return str(EMBEDDED_JUDGE) if self.is_embedded else self.model
-
     def judge_prompt(self) -> JudgePrompt:
         """The prompt as the encoder takes it."""
         return JudgePrompt(self.prompt.system, self.prompt.user)
@@ -134,19 +126,30 @@ class WorkersSection(_Section):
     judges_max: int = Field(1, ge=1, description="Judge actors at the most")
     gpus_per_judge: float | None = Field(None, ge=0, description="Default: tensor_parallel with a GPU, else 0")
     cpus_per_judge: float = Field(1, gt=0)
-    accelerator_type: str | None = Field(None, description="GPU that a judge needs, by Ray's name, such as H100")
-    judge_resources: dict[str, float] = Field({}, description="Custom Ray resources of one judge")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model")
+    accelerator_type: str | None = Field(None, description="Judge on this kind of GPU alone; Ray's name, such as H100")
+    judge_resources: dict[str, float] = Field({}, description="Custom Ray resources that one judge takes")
     judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
     cpus_per_index_task: float = Field(1, gt=0)
-    index_resources: dict[str, float] = Field({}, description="Custom Ray resources of one index task")
+    index_resources: dict[str, float] = Field({}, description="Custom Ray resources that one task without a GPU takes")
+    autoscaling: bool = Field(
+        False, description="Nodes that are missing will come; only needed where Ray cannot tell (autoscaler v1)"
+    )
     restarts: int = Field(3, ge=0, description="How often a judge that died is replaced before the run fails")
     hang_seconds: float = Field(1800, gt=0, description="A judge that takes longer to load, or for one batch, is dead")
 
     @model_validator(mode="after")
-    def _min_below_max(self) -> WorkersSection:
+    def _fit_together(self) -> WorkersSection:
         if self.judges_min > self.judges_max:
             raise ValueError(f"judges_min ({self.judges_min}) is more than judges_max ({self.judges_max})")
+        gpus = self.gpus_per_judge
+        if gpus is not None and 0 < gpus != self.tensor_parallel and self.tensor_parallel > 1:
+            raise ValueError(
+                f"gpus_per_judge ({gpus:g}) and tensor_parallel ({self.tensor_parallel}) differ; "
+                "leave gpus_per_judge out"
+            )
+        if self.accelerator_type is not None and gpus == 0:
+            raise ValueError("accelerator_type names a kind of GPU, but gpus_per_judge is 0")
         return self
 
 
@@ -156,7 +159,7 @@ class Config(_Section):
     pools: tuple[PoolSection, ...] = Field((), description="What to select from")
     out: str = Field("", description="Where everything is written")
     tokenizer: str = Field(
-        "embedded", description="Folder or hub id of the student's tokenizer; lengths are in its tokens"
+        "embedded", description="Folder, s3:// prefix or hub id of the student's tokenizer; lengths are in its tokens"
     )
     candidates: Choice = Field("first", description="Which traces of a problem compete: first, longest, all")
     guards: Guards = Guards.model_validate({})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,11 +20,12 @@ import pyarrow as pa
 from s2r_ray.candidates import Choice, Entry, Guards, Reason, entries
 from s2r_ray.errors import UsageError
 from s2r_ray.mapping import Mapping, records
+from s2r_ray.models import ModelRef, fetch
 from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
 from s2r_ray.retries import take_repeated
 from s2r_ray.storage import Place
 from s2r_ray.tables import write_table
-from s2r_ray.tokens import open_counter
+from s2r_ray.tokens import TokenCounter, open_counter
 
 _CODE_VERSION = 2
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
@@ -56,15 +58,14 @@ QUESTIONS_SCHEMA = pa.schema([("question_key", _KEY), ("question", pa.string())]
 
 @dataclass(frozen=True)
 class PoolIndex:
-    """How one pool is indexed. Travels to workers. `tokenizer` is a local folder."""
+    """How one pool is indexed. Travels to workers."""
 
     root: Place
     out: Place
     mapping: Mapping
     guards: Guards
     choice: Choice
-    tokenizer: str
-    tokenizer_identity: str
+    tokenizer: ModelRef
 
     @property
     def fingerprint(self) -> str:
@@ -74,7 +75,7 @@ class PoolIndex:
             "mapping": self.mapping.model_dump(mode="json"),
             "guards": self.guards.model_dump(mode="json"),
             "choice": self.choice,
-            "tokenizer": self.tokenizer_identity,
+            "tokenizer": self.tokenizer.identity,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -87,7 +88,7 @@ class PoolIndex:
 @dataclass(frozen=True)
 class UnitOutcome:
     """What indexing one unit came to. `error` is None, or why the file could not be read; `repeated` counts requests
-    to an object store that were sent again."""
+    to an object store that were sent again; `excluded` rows by reason."""
 
     key: str
     path: str
@@ -96,6 +97,7 @@ class UnitOutcome:
     counted_by: str = ""
     repeated: int = 0
     error: str | None = None
+    excluded: dict[str, int] = field(default_factory=dict)
 
 
 def candidates_place(out: Place, key: str) -> Place:
@@ -147,7 +149,7 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     started = time.monotonic()
     take_repeated()
     key = pool.key(unit)
-    counter = open_counter(pool.tokenizer)
+    counter = _counter(pool)
     columns = _Columns()
     try:
         for batch in read_unit(pool.root, unit, pool.mapping.columns(), pool.mapping.check):
@@ -158,14 +160,20 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     write_table(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
     write_table(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
     traces = len(columns.rows["row"])
-    return UnitOutcome(key, unit.path, traces, time.monotonic() - started, counter.exact_library, take_repeated())
+    excluded = dict(Counter(str(reason) for reason in columns.rows["reason"] if reason is not None))
+    seconds = time.monotonic() - started
+    return UnitOutcome(key, unit.path, traces, seconds, counter.exact_library, take_repeated(), excluded=excluded)
+
+
+def _counter(pool: PoolIndex) -> TokenCounter:
+    return open_counter(str(fetch(pool.tokenizer, weights=False)))
 
 
 def _add_batch(columns: _Columns, batch: Batch, pool: PoolIndex) -> None:
     rows = list(records(batch.columns, batch.first_row, pool.mapping))
     good = [record for record in rows if record.row - batch.first_row not in batch.faults]
     texts = {record.row: record.question for record in good}
-    for entry in entries(good, pool.guards, pool.choice, open_counter(pool.tokenizer)):
+    for entry in entries(good, pool.guards, pool.choice, _counter(pool)):
         columns.add(entry)
         if entry.reason is None and entry.question_key is not None:
             columns.questions.setdefault(entry.question_key, texts[entry.row])

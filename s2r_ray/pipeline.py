@@ -14,21 +14,22 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
-from s2r_ray.cluster import Cluster, connected, stream_tasks
+from s2r_ray.cluster import Cluster, cluster_address, connected, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, forget_unit, index_unit, indexed_keys, unit_keys, unit_of
-from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.judge.prompt import load_tokenizer
-from s2r_ray.models import find_tokenizer
+from s2r_ray.metrics import count, progressed
+from s2r_ray.models import EMBEDDED, find_tokenizer
+from s2r_ray.preflight import check_cluster, cpus_at_once
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
 from s2r_ray.ranking import Weights, parse_weights
 from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit
 from s2r_ray.report import write_report
 from s2r_ray.retries import take_repeated
-from s2r_ray.score import Pending, find_pending, score_missing
+from s2r_ray.score import Judged, Pending, find_pending, score_missing
 from s2r_ray.selection import SignalScores, rank
 from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
 from s2r_ray.signals.base import Signal
@@ -170,7 +171,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
         place.check_reachable()
     names = list(SIGNALS) if signals is None else [signal.name for signal in signals]
     weights = parse_weights(config.weights, [*names, *INDEX_SIGNALS])
-    tokenizer = find_tokenizer(str(EMBEDDED_JUDGE) if config.tokenizer == "embedded" else config.tokenizer)
+    tokenizer = find_tokenizer(config.tokenizer, storage=config.storage.options())
     pools: list[PoolIndex] = []
     units: list[Unit] = []
     try:
@@ -179,9 +180,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
             _check_apart(out, root)
             known = pool_files(files, str(place))
             mapping = section.resolved_mapping()
-            pool = PoolIndex(
-                root, out, mapping, config.guards, config.candidates, str(tokenizer.folder), tokenizer.identity
-            )
+            pool = PoolIndex(root, out, mapping, config.guards, config.candidates, tokenizer)
             pools.append(pool)
             units.extend(plan_units(root, position, known))
             _check_mapping(pool, next(unit for unit in units if unit.pool == position))
@@ -220,7 +219,7 @@ def _check_columns(signals: Sequence[Signal]) -> None:
 def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Scored:
     """Stages 1 and 2. Ray is started only if a file must be read or a question judged. Adds to the troubles."""
     plan.out.check_writable()
-    if plan.config.tokenizer == "embedded":
+    if plan.config.tokenizer == EMBEDDED:
         progress.say("note: trace lengths are in tokens of the embedded judge; give --tokenizer for your student's")
     seconds: dict[str, float] = {}
     stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
@@ -236,12 +235,15 @@ def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Score
         for signal in plan.signals:
             store = stores[signal.name]
             pending = find_pending(plan.out, snapshot, _settled(store, troubles, progress))
+            judged = _judge(plan, stack, snapshot, signal, store, pending, progress, troubles)
             counts |= {
                 "questions": pending.distinct,
-                f"{signal.name}_judged": len(pending),
-                f"{signal.name}_reused": pending.distinct - len(pending),
+                f"{signal.name}_judged": judged.judged,
+                f"{signal.name}_reused": judged.reused,
+                f"{signal.name}_prompt_tokens": judged.prompt_tokens,
             }
-            seconds |= _judge(plan, stack, snapshot, signal, store, pending, progress, troubles)
+            if judged.judged:
+                seconds |= {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
             check_judged(plan.out, snapshot, pending.keys, signal, store, plan.config.max_error_rate)
         troubles.requests_repeated += take_repeated()
         counts |= vars(troubles)
@@ -256,7 +258,7 @@ def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Score
             for signal in plan.signals
         },
         {
-            "tokenizer": plan.pools[0].tokenizer_identity,
+            "tokenizer": plan.pools[0].tokenizer.identity,
             "fingerprints": [pool.fingerprint for pool in plan.pools],
         },
         recorded_config(plan.config),
@@ -304,7 +306,26 @@ def rank_and_publish(
 
 
 def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
-    return connected(plan.config.workers.address, logs=plan.config.workers.logs)
+    workers = plan.config.workers
+    cpus = max((cpus_at_once(workers, signal.resources(0)) for signal in plan.signals), default=1)
+    return connected(workers.address, cpus=cpus, logs=workers.logs)
+
+
+def try_cluster(plan: Plan) -> None:
+    """Hold a plan against the Ray cluster that it is meant for, if there is one, and write nothing.
+
+    Raises:
+        UsageError: the cluster cannot be reached, or cannot do it.
+    """
+    if cluster_address(plan.config.workers.address):
+        with _ray(plan) as cluster:
+            _check_cluster(plan, cluster, None)
+
+
+def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None) -> None:
+    roots, tokenizer = [pool.root for pool in plan.pools], plan.pools[0].tokenizer
+    workers = plan.config.workers
+    check_cluster(cluster.nodes, workers, out, roots, tokenizer, plan.signals, ask=not cluster.ours)
 
 
 def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float], troubles: Troubles) -> Snapshot:
@@ -312,15 +333,17 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(plan.pool_uris, plan.units)
-    stack.enter_context(_ray(plan))
+    _check_cluster(plan, stack.enter_context(_ray(plan)), plan.out)
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
     with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
         items = [{"unit": json.dumps(asdict(unit))} for unit, _ in plan.fresh]
-        for row in stream_tasks(items, partial(_index_item, plan.pools), plan.config.workers.cpus_per_index_task):
+        task, workers = partial(_index_item, plan.pools), plan.config.workers
+        for row in stream_tasks(items, task, workers.cpus_per_index_task, workers.index_resources):
             outcome = UnitOutcome(**json.loads(row["outcome"]))
             counted_by.add(outcome.counted_by)
             troubles.requests_repeated += outcome.repeated
+            _tell(outcome)
             if outcome.error:
                 bad[outcome.key] = outcome
             ticker.advance(1)
@@ -333,6 +356,15 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
     good = tuple(item for item in plan.units if item[1] not in bad)
     unreadable = tuple((unit.pool, unit.path, bad[key].error or "") for unit, key in plan.units if key in bad)
     return Snapshot(plan.pool_uris, good, unreadable)
+
+
+def _tell(outcome: UnitOutcome) -> None:
+    """Count what was just indexed, for those who watch."""
+    progressed("index")
+    count("s2r_rows_indexed", outcome.traces)
+    count("s2r_store_retries", outcome.repeated)
+    for reason, rows in outcome.excluded.items():
+        count("s2r_rows_excluded", rows, reason=reason)
 
 
 def _index_item(pools: Sequence[PoolIndex], row: dict[str, Any]) -> dict[str, Any]:
@@ -372,18 +404,20 @@ def _judge(
     pending: Pending,
     progress: Progress,
     troubles: Troubles,
-) -> dict[str, float]:
-    """Stage 2 for one signal; returns its seconds."""
+) -> Judged:
+    """Stage 2 for one signal."""
     if not len(pending):
         progress.say(f"{signal.name}: {pending.distinct:,} distinct questions, all judged before")
-        return {}
+        return Judged(0, pending.distinct)
     cluster = stack.enter_context(_ray(plan))
-    resources = signal.resources(cluster.gpus)
-    judged = score_missing(plan.out, snapshot, signal, store, pending, resources, progress)
+    if not plan.fresh:  # otherwise it was checked before the first file was read
+        _check_cluster(plan, cluster, plan.out)
+    resources, custom = signal.resources(cluster.gpus), plan.config.workers.index_resources
+    judged = score_missing(plan.out, snapshot, signal, store, pending, resources, custom, progress)
     troubles.requests_repeated += judged.repeated
     troubles.workers_replaced += len(judged.replaced)
     troubles.restarts += judged.restarts
-    return {signal.name: judged.seconds, f"{signal.name}_in_workers": judged.worker_seconds}
+    return judged
 
 
 def _settled(store: ScoreStore, troubles: Troubles, progress: Progress) -> Settled:
@@ -408,7 +442,7 @@ def _nothing_done(scored: Scored) -> dict[str, Any]:
     counts = _file_counts(scored.snapshot.units, ())
     counts |= {"units": units, "units_read": 0, "units_reused": units, "questions": questions}
     for name in scored.stores:
-        counts |= {f"{name}_judged": 0, f"{name}_reused": questions}
+        counts |= {f"{name}_judged": 0, f"{name}_reused": questions, f"{name}_prompt_tokens": 0}
     return counts
 
 
@@ -446,7 +480,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
         "files_or_parts": len(plan.units),
         "to_read": len(plan.fresh),
         "bytes_to_read": sum(unit.size for unit, _ in plan.fresh if unit.first_row == 0),
-        "tokenizer": plan.pools[0].tokenizer,
+        "tokenizer": plan.pools[0].tokenizer.name,
     }
     for signal in plan.signals:
         store = ScoreStore.of(plan.out, signal)

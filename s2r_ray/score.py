@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from s2r_ray.cluster import stream_actors
 from s2r_ray.errors import S2RError, WorkersLostError
 from s2r_ray.index import Snapshot, forget_unit, questions_place
+from s2r_ray.metrics import count, progressed
 from s2r_ray.progress import Progress
 from s2r_ray.retries import take_repeated
 from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject
@@ -59,6 +61,7 @@ class Judged:
         replaced: workers that stand for one that died.
         restarts: how often all workers had to be started again.
         repeated: requests to an object store sent again by workers.
+        prompt_tokens: read by the model.
     """
 
     judged: int
@@ -69,12 +72,14 @@ class Judged:
     replaced: set[str] = field(default_factory=set)
     restarts: int = 0
     repeated: int = 0
+    prompt_tokens: int = 0
 
     def add(self, result: dict[str, Any]) -> bool:
         """Take in a worker's answer; True if it is the first of one that stands for a worker that died."""
         self.faults += result["faults"]
         self.worker_seconds += result["seconds"]
         self.repeated += result["repeated"]
+        self.prompt_tokens += result["prompt_tokens"]
         news = bool(result["replaced"]) and result["worker"] not in self.replaced
         if news:
             self.replaced.add(result["worker"])
@@ -110,12 +115,16 @@ def score_missing(
     store: ScoreStore,
     pending: Pending,
     resources: Resources,
+    load_custom: Mapping[str, float],
     progress: Progress,
 ) -> Judged:
     """Judge the pending questions on the cluster; each batch is in the store before the next is taken.
 
     A worker that dies is replaced by Ray. When that does not help, all are started again for what is still missing; a
     question that is the last one left and takes its worker with it each time has failed.
+
+    Args:
+        load_custom: custom Ray resources of a task that reads questions.
 
     Raises:
         WorkersLostError: they were lost more than `resources.restarts` times in a row without scoring anything.
@@ -125,6 +134,8 @@ def score_missing(
     died = f"a {signal.name} worker died, or hung for more than {resources.hang_seconds:g} s, and was replaced"
     load, arguments = partial(load_questions, out), (signal, store, resources.hang_seconds)
     left, fruitless = pending, 0
+    count("s2r_questions_reused", judged.reused, signal=signal.name)
+    progressed(signal.name)
     with progress.stage(signal.name, "questions", len(pending)) as ticker:
         while len(left):
             # After a restart a question may be to blame: go round it from the other side, and narrow down where it is.
@@ -132,8 +143,12 @@ def score_missing(
             items = work_items(snapshot, left, batch)[:: -1 if judged.restarts % 2 else 1]
             before = ticker.state.done
             try:
-                for result in stream_actors(items, load, SignalWorker, arguments, resources):
+                for result in stream_actors(
+                    items, load, SignalWorker, arguments, replace(resources, batch=batch), load_custom
+                ):
                     ticker.advance(result["scored"])
+                    progressed(signal.name)
+                    count("s2r_store_retries", result["repeated"])
                     if judged.add(result):
                         progress.say(f"warning: {died}")
                 break

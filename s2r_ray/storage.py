@@ -71,6 +71,9 @@ class StorageOptions:
         return f"StorageOptions(endpoint_url={self.endpoint_url!r}, region={self.region!r}, keys not shown)"
 
 
+DEFAULT_STORAGE = StorageOptions()
+
+
 @dataclass(frozen=True)
 class FileInfo:
     """One file of a pool. `version` is the store's ETag, or the modification time in nanoseconds."""
@@ -145,7 +148,7 @@ class Place:
 
     def check_reachable(self) -> None:
         """Ask an object store for one name, impatiently: wrong keys and a dead endpoint are told within seconds,
-        where reading would try for minutes. Local places always pass.
+        where reading would try for minutes. A store that is busy has answered. Local places always pass.
 
         Raises:
             UsageError: no answer, or access is denied, or there is no such bucket.
@@ -160,6 +163,9 @@ class Place:
         try:
             with _explained(f"cannot list {self.uri}"):
                 quick.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+        except StoreError as error:
+            if not _response(error.__cause__ or error):
+                raise UsageError(str(error)) from error
         except S2RError as error:
             raise UsageError(str(error)) from error
         except ValueError as error:

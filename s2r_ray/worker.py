@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from s2r_ray.cluster import is_replacement
 from s2r_ray.errors import S2RError, WorkersLostError
+from s2r_ray.metrics import count
 from s2r_ray.noise import leave_noise
 from s2r_ray.retries import take_repeated
 from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
@@ -37,16 +38,20 @@ class SignalWorker:
         self._name = uuid.uuid4().hex
         self._replaced = is_replacement()
         self._noise_seen = False
+        self._since = time.monotonic()
         with dies_when_hung(hang_seconds):
             signal.open()
+        self._spent("loading")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One row: `scored` and `faults` count subjects, `seconds` is the work's time, `repeated` the requests to an
-        object store sent again, `worker` a name for this process, `replaced` whether it stands for one that died.
+        """One row: `scored` and `faults` count subjects, `prompt_tokens` what the model read of them; `seconds` is the
+        work's time, `repeated` the requests to an object store sent again, `worker` a name for this process, `replaced`
+        whether it stands for one that died.
 
         Raises:
             WorkersLostError: the signal is not fit to go on.
         """
+        self._spent("idle")
         started = time.monotonic()
         subjects = _subjects(table)
         repeated = sum(table["repeated"].to_pylist()) if "repeated" in table.column_names else 0
@@ -55,7 +60,9 @@ class SignalWorker:
                 scores = score_all(self._signal, subjects)
         except self._signal.fatal as error:
             raise WorkersLostError(f"{type(error).__name__}: {error}") from error
-        self._store.append(score_table(self._signal, subjects, scores))
+        scored = score_table(self._signal, subjects, scores)
+        self._store.append(scored)
+        self._tell(scored, scores)
         seconds = time.monotonic() - started
         if not self._noise_seen:
             self._noise_seen = True
@@ -64,12 +71,28 @@ class SignalWorker:
         answer = {
             "scored": len(subjects),
             "faults": len(scores.faults),
+            "prompt_tokens": scores.prompt_tokens,
             "seconds": seconds,
             "repeated": repeated + take_repeated(),
             "worker": self._name,
             "replaced": self._replaced,
         }
+        self._spent("busy")
         return pa.Table.from_pylist([answer])
+
+    def _tell(self, scored: pa.Table, scores: Scores) -> None:
+        """Count what was just stored, for those who watch."""
+        name = self._signal.name
+        for item in scored["status"].value_counts().to_pylist():
+            count("s2r_questions_judged", item["counts"], signal=name, status=item["values"])
+        count("s2r_prompts", scores.prompts, signal=name)
+        count("s2r_prefill_tokens", scores.prompt_tokens, signal=name)
+
+    def _spent(self, state: str) -> None:
+        """The time since the last call went into this."""
+        now = time.monotonic()
+        count("s2r_judge_seconds", now - self._since, signal=self._signal.name, state=state)
+        self._since = now
 
 
 @contextmanager
@@ -151,6 +174,8 @@ def _joined(left: Scores, right: Scores, middle: int) -> Scores:
         np.concatenate([left.values, right.values]),
         {name: np.concatenate([left.extras[name], right.extras[name]]) for name in left.extras},
         {**left.faults, **{middle + position: fault for position, fault in right.faults.items()}},
+        left.prompts + right.prompts,
+        left.prompt_tokens + right.prompt_tokens,
     )
 
 

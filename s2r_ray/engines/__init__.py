@@ -22,12 +22,12 @@ class EngineError(S2RError):
 class EngineSettings:
     """What an engine needs to know.
 
-    `context` is the longest prompt plus one token, in tokens. `deterministic`: an answer depends on its prompt alone,
-    to the last bit, not on what else is in the batch (on the same device, libraries and number of threads).
+    `model` is a local folder. `context` is the longest prompt plus one token, in tokens. `deterministic`: an answer
+    depends on its prompt alone, to the last bit, not on what else is in the batch (on the same device, libraries and
+    number of threads).
     """
 
     model: str
-    revision: str | None
     kind: Literal["labels", "head"]
     dtype: str
     context: int

@@ -24,7 +24,6 @@ class TransformersEngine:
         try:
             model = loader.from_pretrained(
                 settings.model,
-                revision=settings.revision,
                 dtype=settings.dtype,
                 trust_remote_code=settings.trust_remote_code,
                 use_safetensors=True,  # the other format is pickle

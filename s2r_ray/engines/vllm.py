@@ -33,7 +33,6 @@ class VllmEngine:
         on_cpu = bool(current_platform.is_cpu())
         arguments: dict[str, Any] = {
             "model": settings.model,
-            "revision": settings.revision,
             "dtype": settings.dtype,
             "max_model_len": settings.context,
             "tensor_parallel_size": settings.tensor_parallel,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def _difficulty(config: Config) -> Signal:
     from s2r_ray.signals.difficulty import Difficulty
 
-    return Difficulty.from_config(config.judge, config.workers)
+    return Difficulty.from_config(config.judge, config.workers, config.storage.options())
 
 
 SIGNALS: Mapping[str, Callable[[Config], Signal]] = {

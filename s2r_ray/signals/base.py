@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -47,12 +47,14 @@ class Scores:
     """A batch's result, one place per subject in the order given.
 
     `values`: float64[n]; `extras`: further float64[n] columns by name; `faults`: position -> why it has no value
-    (its values are then ignored).
+    (its values are then ignored). `prompts` and `prompt_tokens` say what it took of a model, for those who watch.
     """
 
     values: FloatArray
     extras: dict[str, FloatArray] = field(default_factory=dict)
     faults: dict[int, Fault] = field(default_factory=dict)
+    prompts: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Resources:
 
     Attributes:
         workers: how many there are (at least, at most).
+        cpus, gpus: of one worker. `accelerator_type`: the only kind of GPU that will do, by Ray's name for it.
+        custom: custom Ray resources of one worker.
         batch: subjects per call of a worker, and rows per part of the score store.
         restarts: how often a worker that died is replaced, and how often in a row all are started again without having
             scored anything.
@@ -70,9 +74,18 @@ class Resources:
     workers: tuple[int, int] = (1, 1)
     cpus: float = 1
     gpus: float = 0
+    accelerator_type: str | None = None
+    custom: Mapping[str, float] = field(default_factory=dict)
     batch: int = 512
     restarts: int = 3
     hang_seconds: float = 1800
+
+    def needs(self) -> dict[str, float]:
+        """What one worker takes of a node, by Ray's names."""
+        needs = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        if self.accelerator_type is not None:
+            needs[f"accelerator_type:{self.accelerator_type}"] = 0.001  # what Ray itself asks for
+        return {name: amount for name, amount in needs.items() if amount}
 
 
 class Signal(Protocol):
@@ -80,7 +93,9 @@ class Signal(Protocol):
 
     `subject` says what is judged once: each distinct question, or each sample. `extras` names the further columns.
     `fatal` are the exception types after which the worker is not fit to go on. A signal that keeps anything of earlier
-    batches also has `forget()`, which drops it: what is judged after that is judged anew (see noise.py).
+    batches also has `forget()`, which drops it: what is judged after that is judged anew (see noise.py). One that needs
+    more of a node than `resources` says also has `check_node()`: it runs on every node that may get a worker, before
+    any work, and raises an S2RError where a worker could not run.
     """
 
     name: str

@@ -7,26 +7,33 @@ probabilities; `compat: top2` does what the published script does; a classificat
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from s2r_ray.config import JudgeSection, WorkersSection
 from s2r_ray.engines import EngineError, EngineSettings, open_engine
-from s2r_ray.errors import UsageError
+from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PromptEncoder
-from s2r_ray.models import ModelRef, find_model, is_classifier, stated_dtype
+from s2r_ray.models import ModelRef, check_readable, fetch, find_model, is_classifier, stated_dtype
 from s2r_ray.signals.base import Fault, FloatArray, Resources, Scores, Status, Subject
+from s2r_ray.storage import DEFAULT_STORAGE, StorageOptions
 
 _CODE_VERSION = 1
 """Raise it when a change to this file can change a score: stored scores are then not reused."""
 
 
+_PARALLEL_SHARED_MEMORY = 1 << 30
+"""Bytes: the processes of one model on several GPUs pass data through it, and containers have 64 MiB unless told."""
+
+
 @dataclass(frozen=True)
 class DifficultySettings:
-    """A judge that was found, and how it is read."""
+    """A judge that was found, and how it is read. `states_share`: its head was trained to state 0..1 itself."""
 
     judge: JudgeSection
     workers: WorkersSection
@@ -35,6 +42,7 @@ class DifficultySettings:
     dtype: str
     context: int
     label_ids: tuple[int, int]
+    states_share: bool = False
 
 
 class Difficulty:
@@ -49,13 +57,15 @@ class Difficulty:
         self.settings = settings
 
     @classmethod
-    def from_config(cls, judge: JudgeSection, workers: WorkersSection) -> Difficulty:
+    def from_config(
+        cls, judge: JudgeSection, workers: WorkersSection, storage: StorageOptions = DEFAULT_STORAGE
+    ) -> Difficulty:
         """Find the model and check it.
 
         Raises:
             UsageError: no such model, labels that are not one token, `compat` or labels with a head.
         """
-        model = find_model(judge.model_path(), judge.revision, trust_remote_code=judge.trust_remote_code)
+        model = find_model(judge.model, judge.revision, trust_remote_code=judge.trust_remote_code, storage=storage)
         config = model.config()
         kind: Literal["labels", "head"] = "head" if is_classifier(config) else "labels"
         if judge.kind != "auto" and judge.kind != kind:
@@ -65,7 +75,7 @@ class Difficulty:
         if kind == "head" and _head_width(config) != 1:
             raise UsageError(f"judge {judge.model}: its head has {_head_width(config)} outputs; expected one")
         longest = int(config.get("max_position_embeddings") or judge.max_prompt_tokens + 1)
-        encoder = _open_encoder(judge, model)
+        encoder = _open_encoder(judge, model.folder)
         return cls(
             DifficultySettings(
                 judge=judge,
@@ -75,6 +85,7 @@ class Difficulty:
                 dtype=(stated_dtype(config) or "auto") if judge.dtype == "auto" else judge.dtype,
                 context=min(longest, judge.max_prompt_tokens + 1),
                 label_ids=encoder.label_ids,
+                states_share=config.get("problem_type") == "regression",
             )
         )
 
@@ -102,25 +113,34 @@ class Difficulty:
         workers = self.settings.workers
         gpus = workers.gpus_per_judge
         if gpus is None:
-            gpus = float(workers.tensor_parallel) if gpus_in_cluster else 0.0
+            wanted = workers.accelerator_type is not None or workers.tensor_parallel > 1
+            gpus = float(workers.tensor_parallel) if gpus_in_cluster or wanted else 0.0
         return Resources(
             workers=(workers.judges_min, workers.judges_max),
             cpus=workers.cpus_per_judge,
             gpus=gpus,
+            accelerator_type=workers.accelerator_type,
+            custom=workers.judge_resources,
             batch=workers.judge_batch,
             restarts=workers.restarts,
             hang_seconds=workers.hang_seconds,
         )
 
+    def check_node(self) -> None:
+        """See `Signal`."""
+        check_readable(self.settings.model)
+        if self.settings.workers.tensor_parallel > 1:
+            _check_shared_memory(_PARALLEL_SHARED_MEMORY)
+
     def open(self) -> None:
         """See `Signal`."""
         settings = self.settings
-        self._encoder = _open_encoder(settings.judge, settings.model)
+        folder = fetch(settings.model, weights=True)
+        self._encoder = _open_encoder(settings.judge, folder)
         self._engine = open_engine(
             settings.judge.engine,
             EngineSettings(
-                model=settings.model.location,
-                revision=settings.model.revision,
+                model=str(folder),
                 kind=settings.kind,
                 dtype=settings.dtype,
                 context=settings.context,
@@ -146,7 +166,8 @@ class Difficulty:
         }
         fit = [position for position in range(len(prompts)) if position not in faults]
         values, mass = self._ask([prompts[position] for position in fit])
-        scores = Scores(np.zeros(len(batch)), {"label_mass": np.zeros(len(batch))}, faults)
+        tokens = sum(len(prompts[position]) for position in fit)
+        scores = Scores(np.zeros(len(batch)), {"label_mass": np.zeros(len(batch))}, faults, len(fit), tokens)
         scores.values[fit] = values
         scores.extras["label_mass"][fit] = mass
         faults.update(self._unanswered(fit, values, mass))
@@ -155,7 +176,7 @@ class Difficulty:
     def _ask(self, prompts: Sequence[Sequence[int]]) -> tuple[FloatArray, FloatArray]:
         """(score, label mass), float64[len(prompts)] each; NaN where the engine gave no number."""
         if self.settings.kind == "head":
-            return _squash(self._engine.head_logits(prompts), self.settings.model.config()), np.ones(len(prompts))
+            return _squash(self._engine.head_logits(prompts), self.settings.states_share), np.ones(len(prompts))
         if self.settings.judge.compat == "top2":
             return published_score(self._engine.top_two(prompts), self.settings.label_ids)
         return label_score(self._engine.label_logprobs(prompts, self.settings.label_ids))
@@ -171,8 +192,22 @@ class Difficulty:
         return faults
 
 
-def _open_encoder(judge: JudgeSection, model: ModelRef) -> PromptEncoder:
-    return PromptEncoder(model.folder, judge.judge_prompt(), judge.labels, trust_remote_code=judge.trust_remote_code)
+def _check_shared_memory(needed: int) -> None:
+    """Raise an S2RError where this node has less than so many bytes free."""
+    try:
+        stat = os.statvfs("/dev/shm")
+    except OSError as error:
+        raise S2RError(f"it has no /dev/shm; mount one of at least {needed >> 20:,} MiB") from error
+    free = stat.f_bavail * stat.f_frsize
+    if free < needed:
+        raise S2RError(
+            f"/dev/shm has {free >> 20:,} MiB free, and a judge on several GPUs needs {needed >> 20:,}; give the "
+            "container more (--shm-size, or an emptyDir with medium: Memory)"
+        )
+
+
+def _open_encoder(judge: JudgeSection, folder: Path) -> PromptEncoder:
+    return PromptEncoder(folder, judge.judge_prompt(), judge.labels, trust_remote_code=judge.trust_remote_code)
 
 
 def label_score(logprobs: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -194,9 +229,9 @@ def published_score(top: Sequence[dict[int, float]], labels: tuple[int, int]) ->
     return values, mass
 
 
-def _squash(logits: FloatArray, config: dict[str, Any]) -> FloatArray:
+def _squash(logits: FloatArray, states_share: bool) -> FloatArray:
     """A head trained by regression states 0..1 itself (clipped); any other logit goes through a sigmoid."""
-    if config.get("problem_type") == "regression":
+    if states_share:
         return np.clip(logits, 0.0, 1.0)
     return 1.0 / (1.0 + np.exp(-np.clip(logits, -700, 700)))
 

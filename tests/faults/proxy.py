@@ -44,13 +44,14 @@ class Fault:
 class Proxy:
     """Forwards from a loopback port of its own to `upstream`. Faults may be added and removed at any time.
 
-    `done` counts the faults that happened, by kind.
+    `done` counts the faults that happened, by kind, `asked` the requests, as "GET /bucket/key".
     """
 
     upstream: str
     seed: int = 0
     faults: list[Fault] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
 
     def __enter__(self) -> Proxy:
         self._random = random.Random(self.seed)
@@ -79,6 +80,7 @@ class Proxy:
     def choose(self, method: str, path: str) -> Kind | None:
         """What goes wrong with this request, if anything."""
         with self._lock:
+            self.asked[f"{method} {path.partition('?')[0]}"] += 1
             for fault in self.faults:
                 matches = re.fullmatch(fault.method, method) and re.search(fault.path, path)
                 if matches and fault.times >= 1 and self._random.random() < fault.chance:

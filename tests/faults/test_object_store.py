@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from s2r_ray.errors import S2RError, StoreError
+from s2r_ray.errors import S2RError, StoreError, UsageError
 from s2r_ray.publish import RunRecord, new_run_id, publish, read_latest
 from s2r_ray.readers import Unit, read_unit
 from s2r_ray.retries import take_repeated
@@ -77,6 +77,17 @@ def test_the_bound(kind: Kind, said: str, proxy: Proxy) -> None:
             use()
         assert proxy.done[kind] - before <= 2 * 2 * 2, "two tries of botocore's in each of two of s3fs's; reset twice"
     assert time.monotonic() - started < 30
+
+
+def test_a_busy_store_is_reachable(proxy: Proxy) -> None:
+    """Catches: a run that refuses to start because the store throttled the first request of all."""
+    place = remote(proxy.endpoint, "anything")
+    proxy.faults.append(Fault("slow_down"))
+    place.check_reachable()
+    assert proxy.done["slow_down"] == 1
+    proxy.faults[:] = [Fault("down")]
+    with pytest.raises(UsageError, match=r"storage\.endpoint_url"):
+        place.check_reachable()
 
 
 def test_a_store_that_fails_is_not_a_bad_file(proxy: Proxy, pool: Path) -> None:

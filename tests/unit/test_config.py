@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from s2r_ray.config import Config, JudgeSection, load_config
 from s2r_ray.errors import UsageError
 from s2r_ray.mapping import preset
+from s2r_ray.models import EMBEDDED
 from s2r_ray.ranking import parse_percent
 from s2r_ray.storage import Place
 
@@ -49,7 +50,7 @@ def test_defaults_are_the_method() -> None:
     assert config.judge.trust_remote_code is False
     assert config.judge.compat == "none"
     assert config.judge.prompt.system.startswith("Please judge the difficulty of this instruction")
-    assert config.judge.is_embedded
+    assert config.judge.model == config.tokenizer == EMBEDDED
     assert pickle.loads(pickle.dumps(config)) == config
 
 
@@ -229,3 +230,18 @@ def test_prompt_without_a_question() -> None:
         judge = JudgeSection.model_validate({"prompt": {"user": user}})
         with pytest.raises(UsageError, match="exactly once"):
             judge.judge_prompt()
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        ({"gpus_per_judge": 2, "tensor_parallel": 4}, "gpus_per_judge (2) and tensor_parallel (4) differ"),
+        ({"accelerator_type": "H100", "gpus_per_judge": 0}, "accelerator_type names a kind of GPU"),
+        ({"judges_min": 3, "judges_max": 2}, "judges_min (3) is more than judges_max (2)"),
+    ],
+)
+def test_workers_that_contradict_themselves(workers: dict[str, Any], said: str) -> None:
+    """Catches: a judge that gets fewer GPUs than its model is split over, and hangs."""
+    with pytest.raises(UsageError) as error:
+        load_config(None, {"workers": workers})
+    assert said in str(error.value)

@@ -42,7 +42,7 @@ def weights_digest(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Signal:
 
 def revision(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Signal:
     def found(model: str, revision: str | None, **_: Any) -> ModelRef:
-        return ModelRef(model, revision, folder, f"{model}@{revision}")
+        return ModelRef(model, folder, f"{model}@{revision}", commit=revision)
 
     monkeypatch.setattr(difficulty, "find_model", found)
     assert judge_of(folder, {"judge": {"revision": "a"}}).fingerprint()["model"].endswith("@a")

@@ -28,6 +28,7 @@ from s2r_ray.index import (
     unit_keys,
 )
 from s2r_ray.mapping import preset
+from s2r_ray.models import ModelRef
 from s2r_ray.readers import Unit, plan_units, pool_files
 from s2r_ray.storage import Place
 from s2r_ray.synth import make_rows, write_pool
@@ -38,7 +39,8 @@ def pool(tmp_path: Path, tokenizer_dir: Path) -> PoolIndex:
     """A pool in tmp_path/pool in LIMO's columns, indexed into tmp_path/out."""
     (tmp_path / "pool").mkdir()
     root, out = Place.of(tmp_path / "pool"), Place.of(tmp_path / "out")
-    return PoolIndex(root, out, preset("limo"), Guards(), "first", str(tokenizer_dir), "sha256:x")
+    tokenizer = ModelRef(str(tokenizer_dir), tokenizer_dir, "sha256:x")
+    return PoolIndex(root, out, preset("limo"), Guards(), "first", tokenizer)
 
 
 def put(pool: PoolIndex, name: str, data: bytes) -> Unit:
@@ -178,10 +180,10 @@ def test_fingerprint_changes_with_each_setting(pool: PoolIndex) -> None:
             )
         ],
         replace(pool, choice="longest"),
-        replace(pool, tokenizer_identity="sha256:y"),
+        replace(pool, tokenizer=replace(pool.tokenizer, identity="sha256:y")),
     ]
     assert len({variant.fingerprint for variant in variants}) == len(variants)
-    same = replace(pool, root=Place.of("/x"), out=Place.of("/y"), tokenizer="/z")
+    same = replace(pool, root=Place.of("/x"), out=Place.of("/y"), tokenizer=replace(pool.tokenizer, name="/z"))
     assert same.fingerprint == pool.fingerprint
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from s2r_ray.candidates import Choice, Guards, Reason
 from s2r_ray.index import PoolIndex, candidates_place, index_unit, questions_place
 from s2r_ray.mapping import ChatMapping, Mapping
+from s2r_ray.models import ModelRef
 from s2r_ray.readers import BadFileError, Unit, read_unit
 from s2r_ray.storage import Place
 
@@ -71,7 +72,7 @@ def index_file(name: str, write: Callable[[Path], object], tokenizer: Path, **op
         root, out = Place.of(Path(folder, "pool")), Place.of(Path(folder, "out"))
         Path(root.uri).mkdir()
         write(Path(root.uri, name))
-        pool = PoolIndex(root=root, out=out, tokenizer=str(tokenizer), tokenizer_identity="x", **options)
+        pool = PoolIndex(root=root, out=out, tokenizer=ModelRef("", Path(tokenizer), "x"), **options)
         unit = Unit(0, name, Path(root.uri, name).stat().st_size, "1")
         outcome = index_unit(pool, unit)
         if outcome.error is not None:

@@ -7,6 +7,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2r_ray.config import JudgeSection, WorkersSection
+from s2r_ray.config import JudgeSection, WorkersSection, load_config
 from s2r_ray.engines import EngineError, EngineSettings
-from s2r_ray.errors import UsageError
+from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PromptEncoder
 from s2r_ray.signals import difficulty
 from s2r_ray.signals.base import Fault, Scores, Status, Subject
@@ -300,3 +301,20 @@ def test_workers_do_not_change_scores(folder: Path) -> None:
 def test_what_travels_is_small(folder: Path) -> None:
     """Catches: a tokenizer, or worse the weights, pickled to every worker."""
     assert len(pickle.dumps(signal_of(folder))) < 10_000
+
+
+def test_shared_memory_of_a_node() -> None:
+    """Catches: a container with 64 MiB of shared memory, in which a model on several GPUs hangs while it loads."""
+    difficulty._check_shared_memory(1 << 10)
+    with pytest.raises(S2RError, match=r"/dev/shm has [\d,]+ MiB free, .* needs 1,073,741,824; .*--shm-size"):
+        difficulty._check_shared_memory(1 << 50)
+
+
+def test_several_gpus_need_shared_memory(tiny_judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: the check made for every judge, or for none."""
+    monkeypatch.setattr(difficulty, "_PARALLEL_SHARED_MEMORY", 1 << 50)
+    judge = load_config(None, {"judge": {"model": str(tiny_judge)}}).judge
+    for count, fails in ((1, False), (2, True)):
+        signal = Difficulty.from_config(judge, load_config(None, {"workers": {"tensor_parallel": count}}).workers)
+        with pytest.raises(S2RError) if fails else nullcontext():
+            signal.check_node()
