@@ -248,6 +248,7 @@ def fits(demand: dict[str, float], resources: dict[str, float]) -> int:
 def test_the_configuration_runs_on_this_cluster(node_types: dict[str, Any]) -> None:
     """Would catch judges that no node can ever take: the job would wait for ever, and GPU nodes never start."""
     workers = load_config(str(DEPLOY / "config.yaml"), {}).workers
+    assert workers.autoscaling, "no GPU node is up when the job starts, and that is no mistake"
     assert workers.gpus_per_judge, "must be said: no GPU node is up when the job starts"
     assert workers.accelerator_type is None, "Ray's autoscaler does not know the type of a GPU node that is not up"
     judge = {"CPU": workers.cpus_per_judge, "GPU": workers.gpus_per_judge, **workers.judge_resources}

@@ -62,6 +62,7 @@ def test_images_are_those_of_this_version() -> None:
 def test_the_configuration_runs_on_this_cluster() -> None:
     """Would catch judges that no node type can take, or reading the pool on GPU nodes."""
     workers = load_config(str(DEPLOY / "config.yaml"), {}).workers
+    assert workers.autoscaling
     judge = {"CPU": workers.cpus_per_judge, "GPU": workers.gpus_per_judge or 0, **workers.judge_resources}
     index = {"CPU": workers.cpus_per_index_task, **workers.index_resources}
     gpu, cpu = TYPES["gpu"], TYPES["cpu"]
