@@ -27,6 +27,11 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        import torch
+
+        if not torch.cuda.is_available():
+            # vLLM compiles some of its own functions even with `enforce_eager`, which needs a C++ compiler on the CPU.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from vllm import LLM
         from vllm.platforms import current_platform
 

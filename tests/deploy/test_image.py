@@ -28,9 +28,8 @@ def all_of(name: str) -> list[str]:
 
 def test_the_base_is_pinned_to_a_digest_and_fits_the_locks() -> None:
     """Would catch a base that changes under us, or has another Python than the one the locks were made for."""
-    base, *stages = all_of("FROM")
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64} AS common", base)
-    assert stages == ["common AS cpu", "common AS gpu", "${VARIANT}"]
+    (base,) = all_of("FROM")
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
     assert "--python-version 3.11 " in (ROOT / "requirements/lock.sh").read_text()
 
 
@@ -91,11 +90,8 @@ def test_the_image_runs_as_a_user_by_number() -> None:
     assert "--uid 1000" in TEXT
 
 
-def test_only_the_gpu_image_has_a_compiler_and_the_cpu_image_does_not_ask_for_one() -> None:
-    """Would catch no compiler in the GPU image, where Triton fails without one, and torch.compile in the CPU image."""
-    last = instructions()
-    at = last.index(("FROM", "common AS cpu"))
-    assert last[at + 1 : at + 3] == [("ENV", "TORCHDYNAMO_DISABLE=1"), ("FROM", "common AS gpu")]
+def test_only_the_gpu_image_has_a_compiler() -> None:
+    """Would catch no compiler in the GPU image, where Triton fails without one."""
     (apt,) = [rest for rest in all_of("RUN") if "apt-get install" in rest]
     assert re.search(r"cpu\) compilers=\(\) ;; gpu\) compilers=\(g\+\+ gcc libc6-dev\)", apt)
     always = apt.partition("apt-get install")[2].partition("&&")[0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +36,25 @@ MANIFEST_COLUMNS = [
 ]
 
 
-def summary_of(*arguments: str | Path) -> dict[str, Any]:
+def summary_of(*arguments: str | Path, **environment: str) -> dict[str, Any]:
     """Run the command with --json; it must succeed and print one JSON object and nothing else."""
-    said = s2r(*arguments, "--json", timeout=300)
+    said = s2r(*arguments, "--json", timeout=300, **environment)
     assert said.code == 0, said.err
     assert "Traceback" not in said.err
     return said.json()
+
+
+def no_compiler(folder: Path) -> str:
+    """A PATH with all that this machine has but compilers."""
+    folder = folder / "bin"
+    folder.mkdir()
+    for place in (Path(sys.executable).parent, Path("/bin"), Path("/usr/bin")):
+        for program in place.iterdir():
+            compiles = re.search(r"(^|-)(cc|gcc|c\+\+|g\+\+|clang)", program.name)
+            if not compiles:
+                with contextlib.suppress(FileExistsError):
+                    (folder / program.name).symlink_to(program)
+    return str(folder)
 
 
 def top_level(out: Path) -> set[str]:
@@ -72,11 +88,11 @@ def check_run(out: Path, summary: dict[str, Any]) -> pa.Table:
 @pytest.mark.engine
 @pytest.mark.ray
 def test_made_up_pool_from_command_to_manifest(tmp_path: Path) -> None:
-    """Would catch a job that works only in pieces, a second run that judges again, and a `select` that needs the
-    model; a mocked engine would hide label ids and batching that do not fit the real one."""
+    """Would catch a job that works only in pieces or needs a compiler, a second run that judges again, and a `select`
+    that needs the model; a mocked engine would hide label ids and batching that do not fit the real one."""
     pool, out = tmp_path / "pool", tmp_path / "out"
     assert s2r("synth", "--rows", "400", "--rows-per-file", "150", "--out", pool).code == 0
-    first = summary_of("run", "--pool", pool, "--out", out, "--quiet")
+    first = summary_of("run", "--pool", pool, "--out", out, "--quiet", PATH=no_compiler(tmp_path))
     ranking = check_run(out, first)
     traces = sum(len(row) for row in pq.read_table(pool, columns=["generations"])["generations"].to_pylist())
     assert first["counts"]["indexed"] == traces
