@@ -21,8 +21,12 @@ METRICS: Mapping[str, str] = {
     "s2r_judge_seconds": "Seconds of a worker by what it did: loading, busy, idle; one series a worker",
     "s2r_store_retries": "Requests to an object store that were sent again",
     "s2r_last_progress_timestamp_seconds": "Unix time at which a stage last finished something",
+    "s2r_stage_left": "What a stage still has to do: files or parts of files to index, questions to judge",
 }
-"""Name as given to Ray -> help. All are counters but the last one."""
+"""Name as given to Ray -> help."""
+
+GAUGES = frozenset({"s2r_last_progress_timestamp_seconds", "s2r_stage_left"})
+"""Those that go up and down; the others are counters."""
 
 _LABELS: Mapping[str, tuple[str, ...]] = {
     "s2r_rows_excluded": ("reason",),
@@ -32,19 +36,21 @@ _LABELS: Mapping[str, tuple[str, ...]] = {
     "s2r_prefill_tokens": ("signal",),
     "s2r_judge_seconds": ("signal", "state"),
     "s2r_last_progress_timestamp_seconds": ("stage",),
+    "s2r_stage_left": ("stage",),
 }
 
 
 def count(name: str, amount: float, **labels: str) -> None:
     """Add to a counter; nothing happens for an amount of 0."""
     if amount > 0 and _in_ray():
-        _metric("Counter", name).inc(amount, tags=labels)
+        _metric(name).inc(amount, tags=labels)
 
 
-def progressed(stage: str) -> None:
-    """Something was finished just now. Alert on `time() - ray_s2r_last_progress_timestamp_seconds`."""
+def progressed(stage: str, left: int) -> None:
+    """Something was finished just now, and so much is left."""
     if _in_ray():
-        _metric("Gauge", "s2r_last_progress_timestamp_seconds").set(time.time(), tags={"stage": stage})
+        _metric("s2r_last_progress_timestamp_seconds").set(time.time(), tags={"stage": stage})
+        _metric("s2r_stage_left").set(left, tags={"stage": stage})
 
 
 def _in_ray() -> bool:
@@ -54,7 +60,7 @@ def _in_ray() -> bool:
 
 
 @lru_cache
-def _metric(kind: str, name: str) -> Any:
-    from ray.util import metrics
+def _metric(name: str) -> Any:
+    from ray.util.metrics import Counter, Gauge
 
-    return getattr(metrics, kind)(name, METRICS[name], _LABELS.get(name, ()))
+    return (Gauge if name in GAUGES else Counter)(name, METRICS[name], _LABELS.get(name, ()))

@@ -345,10 +345,10 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
             outcome = UnitOutcome(**json.loads(row["outcome"]))
             counted_by.add(outcome.counted_by)
             troubles.requests_repeated += outcome.repeated
-            _tell(outcome)
             if outcome.error:
                 bad[outcome.key] = outcome
             ticker.advance(1)
+            _tell(outcome, ticker.state.total - ticker.state.done)
         seconds["index"] = ticker.state.seconds
     if "tokenizers" in counted_by:
         progress.say(
@@ -360,9 +360,9 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
     return Snapshot(plan.pool_uris, good, unreadable)
 
 
-def _tell(outcome: UnitOutcome) -> None:
+def _tell(outcome: UnitOutcome, left: int) -> None:
     """Count what was just indexed, for those who watch."""
-    progressed("index")
+    progressed("index", left)
     count("s2r_rows_indexed", outcome.traces)
     count("s2r_store_retries", outcome.repeated)
     for reason, rows in outcome.excluded.items():

@@ -138,7 +138,7 @@ def score_missing(
     load, arguments = partial(load_questions, out), (signal, store, resources.hang_seconds)
     left, fruitless = pending, 0
     count("s2r_questions_reused", judged.reused, signal=signal.name)
-    progressed(signal.name)
+    progressed(signal.name, len(pending))
     with progress.stage(signal.name, "questions", len(pending)) as ticker:
         while len(left):
             # After a restart a question may be to blame: go round it from the other side, and narrow down where it is.
@@ -150,7 +150,7 @@ def score_missing(
                     items, load, SignalWorker, arguments, replace(resources, batch=batch), load_custom
                 ):
                     ticker.advance(result["scored"])
-                    progressed(signal.name)
+                    progressed(signal.name, ticker.state.total - ticker.state.done)
                     count("s2r_store_retries", result["repeated"])
                     if judged.add(result):
                         progress.say(f"warning: {died}")

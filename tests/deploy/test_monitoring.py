@@ -13,7 +13,7 @@ import promql_parser
 import pytest
 
 from s2r_ray.config import load_config
-from s2r_ray.metrics import METRICS
+from s2r_ray.metrics import GAUGES, METRICS
 from tests.deploy.files import DEPLOY, document, documents
 from tests.deploy.test_kubernetes import CLUSTER
 
@@ -22,8 +22,6 @@ PANELS = DASHBOARD["panels"]
 RULES = [rule for group in document("monitoring/alerts.yaml")["spec"]["groups"] for rule in group["rules"]]
 # Ray's own, seen on the metrics port of Ray 2.60.0, and one of kube-state-metrics.
 OTHERS = {
-    "ray_data_num_tasks_finished",
-    "ray_data_operator_queued_blocks",
     "ray_node_cgroup_mem_total",
     "ray_node_cgroup_mem_used",
     "ray_node_gpus_utilization",
@@ -33,8 +31,8 @@ KUBERNETES = {"kube_cronjob_status_last_successful_time"}
 
 
 def exported() -> set[str]:
-    """The names of ours as Ray exports them: only the gauge has no `_total`."""
-    return {f"ray_{name}" if name.endswith("_timestamp_seconds") else f"ray_{name}_total" for name in METRICS}
+    """The names of ours as Ray exports them."""
+    return {f"ray_{name}" if name in GAUGES else f"ray_{name}_total" for name in METRICS}
 
 
 def parsed(expression: str) -> Any:
@@ -80,16 +78,9 @@ def test_rays_own_names_are_in_this_version_of_ray() -> None:
     import ray
 
     root = Path(ray.__file__).parent
-    text = "".join(
-        (root / name).read_text()
-        for name in (
-            "data/_internal/stats.py",
-            "data/_internal/execution/interfaces/op_runtime_metrics.py",
-            "dashboard/modules/reporter/reporter_agent.py",
-        )
-    )
+    text = "".join((root / name).read_text() for name in ("dashboard/modules/reporter/reporter_agent.py",))
     for name in OTHERS:
-        assert re.search(rf"\b(data_)?{re.escape(name.removeprefix('ray_').removeprefix('data_'))}\b", text), name
+        assert re.search(rf"\b{re.escape(name.removeprefix('ray_'))}\b", text), name
 
 
 def test_panels_are_complete_and_apart() -> None:
