@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from s2r_ray.candidates import ROW_FAULTS
 from s2r_ray.errors import TooManyErrors
 from s2r_ray.index import Snapshot, candidates_place, questions_place
+from s2r_ray.keys import KeySet
 from s2r_ray.printable import one_line
 from s2r_ray.signals.base import Signal, Status
 from s2r_ray.storage import Place
@@ -54,7 +55,7 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
     Raises:
         TooManyErrors: there are more.
     """
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
+    with ThreadPoolExecutor(_READ_THREADS) as threads:  # each holds one column, and hands back a few numbers
         found = list(threads.map(lambda item: _reasons(out, item[1]), snapshot.units))
     total = sum(rows for rows, _ in found)
     first: dict[str, int] = {}
@@ -78,9 +79,7 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
     )
 
 
-def check_judged(
-    out: Place, snapshot: Snapshot, asked: pa.ChunkedArray, signal: Signal, store: ScoreStore, rate: str
-) -> None:
+def check_judged(out: Place, snapshot: Snapshot, asked: KeySet, signal: Signal, store: ScoreStore, rate: str) -> None:
     """Hold the questions that a signal failed on, or that it did not answer, against the rate.
 
     Args:
@@ -89,15 +88,14 @@ def check_judged(
     Raises:
         TooManyErrors: there are more.
     """
-    scores = store.read().select(["key", "status", "detail"])
-    wrong = scores.filter(pc.is_in(scores["status"], value_set=pa.array(list(map(str, JUDGE_FAULTS)))))
-    wrong = wrong.filter(pc.is_in(wrong["key"], value_set=asked))
+    faults_found = store.look_up(asked).faults()
+    wrong = faults_found.filter(pc.is_in(faults_found["status"], value_set=pa.array(list(map(str, JUDGE_FAULTS)))))
     if wrong.num_rows <= allowed(rate, len(asked)):
         return
     faults = []
     for item in wrong["status"].value_counts().to_pylist():
         example = wrong.filter(pc.equal(wrong["status"], item["values"])).slice(0, 1)
-        key = example["key"].combine_chunks()
+        key = asked.keys(example["at"].to_numpy())
         unit = next(unit for unit in range(len(snapshot.units)) if _asks(out, snapshot, unit, key))
         where = _row_example(out, snapshot, unit, key, "question_key", detail=example["detail"][0].as_py())
         faults.append(_Fault(f"{signal.name}_{item['values']}", item["counts"], where))
