@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2r_ray.candidates import Reason
+from s2r_ray.column import Column
 from s2r_ray.errors import S2RError
 from s2r_ray.index import Snapshot, candidates_place
 from s2r_ray.keys import Halves, KeySet, Places, halves, sort_keys
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
-from s2r_ray.tables import read_ahead, read_own
+from s2r_ray.tables import read_ahead, read_own, release_memory
 
 _BLOCK = 1 << 18
 _NONE_LEFT_OUT = pa.schema([("at", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]).empty_table()
@@ -112,7 +113,7 @@ def load_candidates(out: Place, snapshot: Snapshot, stores: Mapping[str, ScoreSt
 def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, Halves]:
     """The candidates, their questions' keys, and the first half of each one's sample key, uint64[n]."""
     wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "addresses_judge", "reason"]
-    starts, lengths, marks, samples = [0], [], [], []
+    starts, lengths, marks, samples = [0], Column(np.int32), Column(np.bool_), Column(np.uint64)
     indexed = 0
 
     def question_keys() -> Iterator[pa.ChunkedArray]:
@@ -121,9 +122,9 @@ def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, Halve
             indexed += index.num_rows
             rows = index.filter(pc.is_null(index["reason"]))
             starts.append(starts[-1] + rows.num_rows)
-            lengths.append(rows[INDEX_SIGNALS["length"]].to_numpy())
-            marks.append(rows["addresses_judge"].to_numpy())
-            samples.append(halves(rows["sample_key"])[0])
+            lengths.add(rows[INDEX_SIGNALS["length"]].to_numpy())
+            marks.add(rows["addresses_judge"].to_numpy())
+            samples.add(halves(rows["sample_key"])[0])
             yield rows["question_key"]
 
     found = sort_keys(question_keys())
@@ -131,8 +132,8 @@ def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, Halve
         raise S2RError("nothing to rank: no trace of the pool passed the guards; see `guards` in the configuration")
     place, keys = found.place(), found.distinct
     del found
-    table = CandidateTable(np.array(starts), place, np.concatenate(lengths), np.concatenate(marks), indexed)
-    return table, keys, np.concatenate(samples)
+    table = CandidateTable(np.array(starts), place, lengths.array(), marks.array(), indexed)
+    return table, keys, samples.array()
 
 
 def _leave_out_duplicates(table: CandidateTable, samples: Halves, out: Place, snapshot: Snapshot) -> None:
@@ -140,7 +141,7 @@ def _leave_out_duplicates(table: CandidateTable, samples: Halves, out: Place, sn
     suspects = _repeated(samples)
     if not len(suspects):
         return
-    rows = take_rows(out, snapshot, table, suspects, ["sample_key", "sample_id"])
+    rows = take_rows(out, snapshot, table.starts, suspects, ["sample_key", "sample_id"])
     rows = rows.append_column("at", pa.array(suspects))
     names = ("sample_key", "sample_id", "at")
     rows = rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in names]))
@@ -169,14 +170,13 @@ def _join(table: CandidateTable, keys: KeySet, name: str, store: ScoreStore) -> 
     """Add a signal's value and extras; candidates without a value are left out."""
     found = store.look_up(keys)
     faults = found.faults()
-    fault = np.full(len(keys), -1, np.int32)
-    fault[faults["at"].to_numpy()] = np.arange(faults.num_rows, dtype=np.int32)
-    missing = int((~found.ok & (fault < 0))[table.question].sum())
+    positions = np.flatnonzero(~found.ok[table.question])
+    asked, faulty = table.question[positions], faults["at"].to_numpy()
+    which = np.searchsorted(faulty, asked)
+    missing = len(asked) - int(np.isin(asked, faulty).sum())
     if missing:
         raise S2RError(f"{missing:,} candidates have no {name} score; run `s2r score` with the same --out first")
-    which = fault[table.question]
-    positions = np.flatnonzero(which >= 0)
-    rows = faults.take(pa.array(which[positions]))
+    rows = faults.take(pa.array(which))
     for status in pc.unique(rows["status"]).to_pylist():
         here = pc.equal(rows["status"], status)
         details = rows["detail"].filter(here).combine_chunks()
@@ -193,20 +193,28 @@ def read_units(out: Place, snapshot: Snapshot, units: Sequence[int], columns: Se
     return read_ahead(partial(read_own, columns=columns), places)
 
 
-def take_rows(
-    out: Place, snapshot: Snapshot, table: CandidateTable, positions: Places, columns: Sequence[str]
-) -> pa.Table:
-    """These columns of the index rows of the candidates at these positions, in this order, and their `unit`, int32."""
+def take_rows(out: Place, snapshot: Snapshot, starts: Places, positions: Places, columns: Sequence[str]) -> pa.Table:
+    """These columns of the index rows of the candidates at these positions, in this order, and their `unit`, int32.
+
+    `starts` as in CandidateTable.
+    """
     order = np.argsort(positions)
     ascending = positions[order]
-    bounds = np.searchsorted(ascending, table.starts)
+    bounds = np.searchsorted(ascending, starts)
     units = np.flatnonzero(np.diff(bounds))
     parts = []
     for unit, index in zip(units, read_units(out, snapshot, units.tolist(), [*columns, "reason"]), strict=True):
         rows = np.flatnonzero(index["reason"].is_null().to_numpy())
-        here = ascending[bounds[unit] : bounds[unit + 1]] - table.starts[unit]
+        here = ascending[bounds[unit] : bounds[unit + 1]] - starts[unit]
         part = index.select(columns).take(pa.array(rows[here]))
         parts.append(part.append_column("unit", pa.array(np.full(len(here), unit, np.int32))))
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
-    return pa.concat_tables(parts).take(pa.array(back)).combine_chunks()
+    rows = pa.concat_tables(parts)
+    parts.clear()
+    gathered = {name: rows[name] for name in rows.column_names}
+    del rows
+    for name in gathered:  # one after the other: two copies of all of them would be the most that is held anywhere
+        gathered[name] = gathered[name].take(pa.array(back)).combine_chunks()
+    release_memory()
+    return pa.table(gathered)

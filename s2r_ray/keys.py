@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from s2r_ray.column import Column
+
 KEY = pa.binary(16)
 Halves = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -102,17 +104,18 @@ class SortedKeys:
         return place
 
 
-def sort_keys(parts: Iterable[pa.Array | pa.ChunkedArray]) -> SortedKeys:
-    """Sort all keys that the parts have. Takes 32 bytes a key while it works and keeps 25."""
-    highs, lows = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+def _gather(parts: Iterable[pa.Array | pa.ChunkedArray]) -> tuple[Halves, Halves]:
+    first, second = Column(np.uint64), Column(np.uint64)
     for part in parts:
         high, low = halves(part)
-        highs.append(high)
-        lows.append(low)
-    high = np.concatenate(highs)
-    highs.clear()
-    low = np.concatenate(lows)
-    lows.clear()
+        first.add(high)
+        second.add(low)
+    return first.array(), second.array()
+
+
+def sort_keys(parts: Iterable[pa.Array | pa.ChunkedArray]) -> SortedKeys:
+    """Sort all keys that the parts have. Takes 32 bytes a key while it works and keeps 25."""
+    high, low = _gather(parts)
     order = np.argsort(high, kind="stable")
     high = high[order]
     low = low[order]

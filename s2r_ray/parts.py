@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2r_ray.storage import Place
-from s2r_ray.tables import WRITTEN
+from s2r_ray.tables import WRITTEN, release_memory
 
 _PART_ROWS = 1 << 20
 _GROUP_ROWS = 1 << 17  # divides the former
@@ -50,10 +50,10 @@ class Parts:
         if self._held < _GROUP_ROWS:
             return
         whole = self._held - self._held % _GROUP_ROWS
-        waiting = pa.concat_tables(self._waiting).combine_chunks()
-        for start in range(0, whole, _GROUP_ROWS):
-            self._write(waiting.slice(start, _GROUP_ROWS))
+        waiting = pa.concat_tables(self._waiting)
         self._waiting, self._held = [waiting.slice(whole)], self._held - whole
+        for start in range(0, whole, _GROUP_ROWS):
+            self._write(waiting.slice(start, _GROUP_ROWS).combine_chunks())
 
     def _write(self, group: pa.Table) -> None:
         """Append one row group; an empty one only makes sure that there is a file."""
@@ -66,3 +66,4 @@ class Parts:
         if group.num_rows:
             self._writer.write_table(group)
             self._rows += group.num_rows
+            release_memory()

@@ -26,11 +26,12 @@ from s2r_ray.ranking import JointRanker, ValueCounter, Weights, budget_size, joi
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
-from s2r_ray.tables import WRITTEN
+from s2r_ray.tables import WRITTEN, release_memory
 
-_WRITTEN_ROWS = 1 << 17
+_WRITTEN_ROWS = 1 << 15
 _MANIFEST_ROWS = 1 << 20
 _SHOWN = 20
+_NO_ROWS = pa.schema([("file", pa.string()), ("question_key", pa.string())]).empty_table()
 _LAST = np.iinfo(np.int64).max
 
 
@@ -72,25 +73,24 @@ def rank(
         S2RError: nothing is left to rank, or a candidate has no score at all.
     """
     candidates = load_candidates(out, snapshot, stores)
+    release_memory()
     ranked = len(candidates) - int(candidates.left_out.sum())
     if not ranked:
         reasons = ", ".join(f"{name}: {count:,}" for name, count in candidates.count_reasons().items())
         raise S2RError(f"nothing to rank: all {len(candidates):,} candidates were left out ({reasons})")
-    pool = _Pool(out, snapshot, candidates, _ranker(candidates, stores, weights))
+    index = _Index(out, snapshot, candidates.starts)
+    ranker = _ranker(candidates, stores, weights)
     sizes = {budget: budget_size(ranked, budget) for budget in budgets}
-    joint = pool.joint()
-    order = pool.best(joint, select_top(joint, max(sizes.values())), max(sizes.values()))
-    marked = np.flatnonzero(candidates.addresses_judge & ~candidates.left_out)
-    addressing = {"ranked": len(marked)}
+    order, marked = _best(index, candidates, ranker, max(sizes.values()))
+    addressing = {"ranked": int((candidates.addresses_judge & ~candidates.left_out).sum())}
     addressing |= {budget: int(candidates.addresses_judge[order[:size]].sum()) for budget, size in sizes.items()}
-    if len(marked):
-        shown = min(_SHOWN, len(marked))
-        marked = pool.best(joint, marked[select_top(joint[marked], shown)], shown)
-    del joint
-    excluded = _write_ranking(pool, run)
-    top = _write_manifests(pool, order, sizes, run)
-    indexed = candidates.indexed + len(snapshot.unreadable)
-    addressing_top = pool.rows(marked) if len(marked) else top.slice(0, 0)
+    release_memory()
+    excluded = _write_ranking(index, candidates, ranker, run)
+    addressing_top = index.rows(marked, _numbers(ranker, candidates.values(marked))) if len(marked) else _NO_ROWS
+    indexed, chosen = candidates.indexed + len(snapshot.unreadable), candidates.values(order)
+    del candidates  # what is written from here on is read from the index again
+    release_memory()
+    top = _write_manifests(index, order, chosen, ranker, sizes, run)
     return Ranking(indexed, ranked, excluded, sizes, top, addressing, addressing_top)
 
 
@@ -108,55 +108,53 @@ def _ranker(candidates: CandidateTable, signals: Mapping[str, Any], weights: Wei
     return joint_ranker({name: counter.counts() for name, counter in counters.items()}, weights)
 
 
+def _best(index: _Index, candidates: CandidateTable, ranker: JointRanker, k: int) -> tuple[Places, Places]:
+    """The k best candidates, best first, and the best few of those whose question speaks to the judge.
+
+    Equal ones come by sample id, then location.
+    """
+    joint = np.full(len(candidates), _LAST, np.int64)
+    for rows in candidates.blocks():
+        joint[rows] = ranker.rank(candidates.values(rows)).joint
+    order = order_rows(select_top(joint, k), joint, candidates.length, index, k=k)
+    marked = np.flatnonzero(candidates.addresses_judge & ~candidates.left_out)
+    shown = min(_SHOWN, len(marked))
+    if shown:
+        marked = marked[select_top(joint[marked], shown)]
+        marked = order_rows(marked, joint, candidates.length, index, k=shown)
+    return order, marked
+
+
+def _numbers(ranker: JointRanker, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float64]]:
+    """Scores and ranks as published, from the values of rows, in their order."""
+    block = ranker.rank(values)
+    numbers = {name: column for name, column in values.items() if name not in INDEX_SIGNALS}
+    numbers |= {f"rank_{name}": column for name, column in block.ranks.items()}
+    return numbers | {"rank_joint": ranker.published(block.joint)}
+
+
 @dataclass(frozen=True)
-class _Pool:
-    """The candidates, what ranks them, and the index that knows the rest. Rows are positions among the candidates."""
+class _Index:
+    """What the index knows of the candidates and is read only when asked for; `starts` as in CandidateTable."""
 
     out: Place
     snapshot: Snapshot
-    candidates: CandidateTable
-    ranker: JointRanker
+    starts: Places
 
-    def joint(self) -> npt.NDArray[np.int64]:
-        """Every candidate's joint rank, int64[candidates]; what is left out comes after all others."""
-        joint = np.full(len(self.candidates), _LAST, np.int64)
-        for rows in self.candidates.blocks():
-            joint[rows] = self.ranker.rank(self.candidates.values(rows)).joint
-        return joint
+    def take(self, positions: Any, /) -> pa.Array:
+        """Sample ids of the candidates at these positions, in this order."""
+        rows = take_rows(self.out, self.snapshot, self.starts, positions, ["sample_id"])
+        return rows["sample_id"].combine_chunks()
 
-    def best(self, joint: npt.NDArray[np.int64], rows: Places, k: int) -> Places:
-        """The k best of these rows, best first; equal ones by sample id, then location."""
-        return order_rows(rows, joint, self.candidates.length, _SampleIds(self), k=k)
-
-    def numbers(self, rows: Places) -> dict[str, npt.NDArray[np.float64]]:
-        """Scores and ranks of these rows, as published and in this order."""
-        values = self.candidates.values(rows)
-        block = self.ranker.rank(values)
-        numbers = {name: values[name] for name in self.candidates.scores}
-        numbers |= {f"rank_{name}": column for name, column in block.ranks.items()}
-        return numbers | {"rank_joint": self.ranker.published(block.joint)}
-
-    def rows(self, rows: Places) -> pa.Table:
-        """These rows as published, in this order."""
-        index = take_rows(self.out, self.snapshot, self.candidates, rows, RANKED)
-        return ranked_rows(index, index["unit"].to_numpy(), self.snapshot, self.numbers(rows))
+    def rows(self, positions: Places, numbers: Mapping[str, npt.NDArray[np.float64]]) -> pa.Table:
+        """Ranked rows as published, in this order; `numbers` are theirs."""
+        index = take_rows(self.out, self.snapshot, self.starts, positions, RANKED)
+        return ranked_rows(index, index["unit"].to_numpy(), self.snapshot, numbers)
 
 
-@dataclass(frozen=True)
-class _SampleIds:
-    """Sample ids of the candidates, read from the index only when asked for."""
-
-    pool: _Pool
-
-    def take(self, rows: Any, /) -> pa.Array:
-        """Those of these rows, in this order."""
-        pool = self.pool
-        return take_rows(pool.out, pool.snapshot, pool.candidates, rows, ["sample_id"])["sample_id"].combine_chunks()
-
-
-def _write_ranking(pool: _Pool, run: Place) -> dict[str, int]:
+def _write_ranking(index: _Index, candidates: CandidateTable, ranker: JointRanker, run: Place) -> dict[str, int]:
     """Write `ranking/` and `excluded.parquet` in location order; return how many rows were left out by reason."""
-    candidates, snapshot = pool.candidates, pool.snapshot
+    snapshot = index.snapshot
     units = range(len(snapshot.units))
     columns = list(dict.fromkeys((*RANKED, *LEFT_OUT)))
     first = 0
@@ -166,26 +164,35 @@ def _write_ranking(pool: _Pool, run: Place) -> dict[str, int]:
         rejects = Parts(run, "excluded.parquet")
         stack.push(rejects.finish)
         rejects.add(unreadable_files(snapshot))
-        for unit, whole in zip(units, read_units(pool.out, snapshot, units, columns), strict=True):
+        for unit, whole in zip(units, read_units(index.out, snapshot, units, columns), strict=True):
             for start in range(0, whole.num_rows, _WRITTEN_ROWS):
-                index = whole.slice(start, _WRITTEN_ROWS)
-                candidate = np.flatnonzero(index["reason"].is_null().to_numpy())
+                part = whole.slice(start, _WRITTEN_ROWS)
+                candidate = np.flatnonzero(part["reason"].is_null().to_numpy())
                 kept = np.flatnonzero(~candidates.left_out[first : first + len(candidate)])
-                rows = index.take(pa.array(candidate[kept]))
-                ranking.add(ranked_rows(rows, np.full(len(kept), unit, np.int32), snapshot, pool.numbers(first + kept)))
-                rejects.add(left_out_rows(index, unit, snapshot, candidates, first))
+                rows, at = part.take(pa.array(candidate[kept])), np.full(len(kept), unit, np.int32)
+                numbers = _numbers(ranker, candidates.values(first + kept))
+                ranking.add(ranked_rows(rows, at, snapshot, numbers))
+                rejects.add(left_out_rows(part, unit, snapshot, candidates, first))
                 first += len(candidate)
     return rejects.counted
 
 
-def _write_manifests(pool: _Pool, order: Places, sizes: Mapping[str, int], run: Place) -> pa.Table:
-    """Write the first rows of the order for each budget; return those that a report shows."""
+def _write_manifests(
+    index: _Index,
+    order: Places,
+    chosen: Mapping[str, npt.NDArray[Any]],
+    ranker: JointRanker,
+    sizes: Mapping[str, int],
+    run: Place,
+) -> pa.Table:
+    """Write the first rows of the order for each budget, `chosen` being their values; return those a report shows."""
     with ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
         for start in range(0, len(order), _MANIFEST_ROWS):
             block = order[start : start + _MANIFEST_ROWS]
             position = pa.array(np.arange(start + 1, start + len(block) + 1))
-            rows = pool.rows(block).add_column(0, "position", position)
+            values = {name: column[start : start + _MANIFEST_ROWS] for name, column in chosen.items()}
+            rows = index.rows(block, _numbers(ranker, values)).add_column(0, "position", position)
             if not start:
                 top = rows.slice(0, _SHOWN).take(pa.array(np.arange(min(_SHOWN, len(block)))))
             for budget, size in sizes.items():

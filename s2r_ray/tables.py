@@ -21,6 +21,7 @@ from s2r_ray.storage import Place
 
 _AHEAD = 16
 _AHEAD_ROWS = 1 << 17
+_RELEASE_ROWS = 1 << 20
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -92,18 +93,30 @@ def read_ahead(read: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
     What is held is bounded by rows and not by the number of items, for units and parts may be of any size.
     """
     waiting: deque[Future[_R]] = deque()
-    ahead = 1
+    ahead = passed = 1
     with ThreadPoolExecutor(_AHEAD) as threads:
         for item in items:
             waiting.append(threads.submit(read, item))
             while len(waiting) > ahead:
                 result = waiting.popleft().result()
                 rows = result.num_rows if isinstance(result, pa.Table) else 0
-                ahead = max(1, min(_AHEAD, _AHEAD_ROWS // max(1, rows)))
                 yield result
                 del result
+                ahead = max(1, min(_AHEAD, _AHEAD_ROWS // max(1, rows)))
+                passed += rows
+                if passed > _RELEASE_ROWS:
+                    release_memory()
+                    passed = 0
         while waiting:
             yield waiting.popleft().result()
+    release_memory()
+
+
+def release_memory() -> None:
+    """Give back to the system what is free. Arrow's pool and the C library keep it otherwise, each for itself, so that
+    what one step has freed is held beside what the next one takes."""
+    pa.default_memory_pool().release_unused()
+    pa.system_memory_pool().release_unused()
 
 
 def write_table(place: Place, table: pa.Table) -> None:
