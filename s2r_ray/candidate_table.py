@@ -1,7 +1,7 @@
 """Every candidate of a snapshot in narrow columns: what ranking holds in memory.
 
-A candidate takes 10 bytes, its question 8 for each column of scores, and for a while 16 for its key and as much again
-to sort by it. What is only for reading (ids, where a row lies) stays in the index and passes through.
+A candidate takes 6 bytes and 8 for each column of scores, and for a while its question's key 16 and as much again to be
+sorted. What is only for reading (ids, where a row lies) stays in the index and passes through.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from s2r_ray.index import Snapshot, candidates_place
 from s2r_ray.keys import Halves, KeySet, Places, halves, sort_keys
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore
+from s2r_ray.store import Found, ScoreStore
 from s2r_ray.tables import read_ahead, read_own, release_memory
 
 _BLOCK = 1 << 18
@@ -36,16 +36,14 @@ class CandidateTable:
 
     Attributes:
         starts: int64[units + 1], where each unit's candidates begin.
-        question: int32[n], which of the distinct questions each one asks.
         length: int32[n], of the trace, in tokens.
         addresses_judge: bool[n].
         left_out: bool[n], not ranked after all.
-        scores: column -> float64[questions], every signal and its extras; NaN where a signal has no value.
+        scores: column -> float64[n], every signal and its extras; NaN where a signal has no value.
         indexed: all rows of the index, candidates or not.
     """
 
     starts: Places
-    question: npt.NDArray[np.int32]
     length: npt.NDArray[np.int32]
     addresses_judge: npt.NDArray[np.bool_]
     indexed: int
@@ -58,7 +56,7 @@ class CandidateTable:
         self.left_out = np.zeros(len(self), np.bool_)
 
     def __len__(self) -> int:
-        return len(self.question)
+        return len(self.length)
 
     def leave_out(self, positions: Places, reason: str, details: pa.Array) -> None:
         """Leave candidates out, unless they are left out already; `details` are words on each of them."""
@@ -91,8 +89,7 @@ class CandidateTable:
 
     def values(self, rows: Places) -> dict[str, npt.NDArray[Any]]:
         """Scores and lengths of the candidates at these positions, in this order."""
-        question = self.question[rows]
-        columns: dict[str, npt.NDArray[Any]] = {name: column[question] for name, column in self.scores.items()}
+        columns: dict[str, npt.NDArray[Any]] = {name: column[rows] for name, column in self.scores.items()}
         return columns | dict.fromkeys(INDEX_SIGNALS, self.length[rows])
 
 
@@ -102,16 +99,24 @@ def load_candidates(out: Place, snapshot: Snapshot, stores: Mapping[str, ScoreSt
     Raises:
         S2RError: there is no candidate, or one has no score at all.
     """
-    table, keys, samples = _read(out, snapshot)
+    table, keys, question, samples = _read(out, snapshot)
     _leave_out_duplicates(table, samples, out, snapshot)
     del samples
+    scores: dict[str, npt.NDArray[np.float64]] = {}
     for name, store in stores.items():
-        _join(table, keys, name, store)
+        found = store.look_up(keys)
+        _leave_out_faults(table, question, name, found)
+        scores |= {name if column == "value" else column: numbers for column, numbers in found.columns.items()}
+        del found
+    del keys
+    for name in list(scores):
+        table.scores[name] = scores.pop(name)[question]
     return table
 
 
-def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, Halves]:
-    """The candidates, their questions' keys, and the first half of each one's sample key, uint64[n]."""
+def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, npt.NDArray[np.int32], Halves]:
+    """The candidates, their distinct questions' keys, which of those each one asks, int32[n], and the first half of
+    each one's sample key, uint64[n]."""
     wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "addresses_judge", "reason"]
     starts, lengths, marks, samples = [0], Column(np.int32), Column(np.bool_), Column(np.uint64)
     indexed = 0
@@ -130,10 +135,8 @@ def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, Halve
     found = sort_keys(question_keys())
     if not starts[-1]:
         raise S2RError("nothing to rank: no trace of the pool passed the guards; see `guards` in the configuration")
-    place, keys = found.place(), found.distinct
-    del found
-    table = CandidateTable(np.array(starts), place, lengths.array(), marks.array(), indexed)
-    return table, keys, samples.array()
+    table = CandidateTable(np.array(starts), lengths.array(), marks.array(), indexed)
+    return table, found.distinct, found.place(), samples.array()
 
 
 def _leave_out_duplicates(table: CandidateTable, samples: Halves, out: Place, snapshot: Snapshot) -> None:
@@ -166,12 +169,11 @@ def _repeated(numbers: Halves) -> Places:
     return np.concatenate(found)
 
 
-def _join(table: CandidateTable, keys: KeySet, name: str, store: ScoreStore) -> None:
-    """Add a signal's value and extras; candidates without a value are left out."""
-    found = store.look_up(keys)
+def _leave_out_faults(table: CandidateTable, question: npt.NDArray[np.int32], name: str, found: Found) -> None:
+    """Leave out the candidates that a signal found no value for; `question` is where in `found` each one's is."""
     faults = found.faults()
-    positions = np.flatnonzero(~found.ok[table.question])
-    asked, faulty = table.question[positions], faults["at"].to_numpy()
+    positions = np.flatnonzero(~found.ok[question])
+    asked, faulty = question[positions], faults["at"].to_numpy()
     which = np.searchsorted(faulty, asked)
     missing = len(asked) - int(np.isin(asked, faulty).sum())
     if missing:
@@ -181,7 +183,6 @@ def _join(table: CandidateTable, keys: KeySet, name: str, store: ScoreStore) -> 
         here = pc.equal(rows["status"], status)
         details = rows["detail"].filter(here).combine_chunks()
         table.leave_out(positions[here.to_numpy()], f"{name}_{status}", details)
-    table.scores |= {name if column == "value" else column: numbers for column, numbers in found.columns.items()}
 
 
 # --- rows of the index ----------------------------------------------------------------------------

@@ -9,7 +9,6 @@ question that is longer than the judge may read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,9 +25,8 @@ from s2r_ray.printable import one_line
 from s2r_ray.signals.base import Signal, Status
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
-from s2r_ray.tables import read_own
+from s2r_ray.tables import read_ahead, read_own
 
-_READ_THREADS = 32
 _EXAMPLE_CHARACTERS = 100
 JUDGE_FAULTS = (Status.FAILED, Status.NO_ANSWER)
 """Statuses that say that the judge did not do its work."""
@@ -55,8 +53,7 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
     Raises:
         TooManyErrors: there are more.
     """
-    with ThreadPoolExecutor(_READ_THREADS) as threads:  # each holds one column, and hands back a few numbers
-        found = list(threads.map(lambda item: _reasons(out, item[1]), snapshot.units))
+    found = list(read_ahead(lambda item: _reasons(out, item[1]), snapshot.units))
     total = sum(rows for rows, _ in found)
     first: dict[str, int] = {}
     counts: dict[str, int] = {}

@@ -72,6 +72,7 @@ def rank(
     Raises:
         S2RError: nothing is left to rank, or a candidate has no score at all.
     """
+    release_memory()
     candidates = load_candidates(out, snapshot, stores)
     release_memory()
     ranked = len(candidates) - int(candidates.left_out.sum())

@@ -52,7 +52,7 @@ _WRITERS = 8
 # --- the data ---------------------------------------------------------------------------------------------
 
 
-def make(out: Place, rows: int, units: int, seed: int) -> None:
+def make(out: Place, rows: int, units: int, seed: int, batch: int = BATCH) -> None:
     """An index of so many candidates, and a score for each of their questions but one in a thousand, which failed.
 
     One candidate in a thousand repeats another's question and trace; beside each hundred candidates lies a row that
@@ -68,7 +68,7 @@ def make(out: Place, rows: int, units: int, seed: int) -> None:
             write_table(candidates_place(out, key), candidates)
             write_table(questions_place(out, key), questions)
             scores = scores_of(rng, questions["question_key"].combine_chunks())
-            parts = (scores.slice(start, BATCH) for start in range(0, scores.num_rows, BATCH))
+            parts = (scores.slice(start, batch) for start in range(0, scores.num_rows, batch))
             list(threads.map(stores.append, parts))
 
 
