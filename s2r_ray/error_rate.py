@@ -9,7 +9,6 @@ question that is longer than the judge may read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,13 +20,13 @@ import pyarrow.compute as pc
 from s2r_ray.candidates import ROW_FAULTS
 from s2r_ray.errors import TooManyErrors
 from s2r_ray.index import Snapshot, candidates_place, questions_place
+from s2r_ray.keys import KeySet
 from s2r_ray.printable import one_line
 from s2r_ray.signals.base import Signal, Status
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
-from s2r_ray.tables import read_own
+from s2r_ray.tables import read_ahead, read_own
 
-_READ_THREADS = 32
 _EXAMPLE_CHARACTERS = 100
 JUDGE_FAULTS = (Status.FAILED, Status.NO_ANSWER)
 """Statuses that say that the judge did not do its work."""
@@ -54,8 +53,7 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
     Raises:
         TooManyErrors: there are more.
     """
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
-        found = list(threads.map(lambda item: _reasons(out, item[1]), snapshot.units))
+    found = list(read_ahead(lambda item: _reasons(out, item[1]), snapshot.units))
     total = sum(rows for rows, _ in found)
     first: dict[str, int] = {}
     counts: dict[str, int] = {}
@@ -78,9 +76,7 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
     )
 
 
-def check_judged(
-    out: Place, snapshot: Snapshot, asked: pa.ChunkedArray, signal: Signal, store: ScoreStore, rate: str
-) -> None:
+def check_judged(out: Place, snapshot: Snapshot, asked: KeySet, signal: Signal, store: ScoreStore, rate: str) -> None:
     """Hold the questions that a signal failed on, or that it did not answer, against the rate.
 
     Args:
@@ -89,15 +85,14 @@ def check_judged(
     Raises:
         TooManyErrors: there are more.
     """
-    scores = store.read().select(["key", "status", "detail"])
-    wrong = scores.filter(pc.is_in(scores["status"], value_set=pa.array(list(map(str, JUDGE_FAULTS)))))
-    wrong = wrong.filter(pc.is_in(wrong["key"], value_set=asked))
+    faults_found = store.look_up(asked).faults()
+    wrong = faults_found.filter(pc.is_in(faults_found["status"], value_set=pa.array(list(map(str, JUDGE_FAULTS)))))
     if wrong.num_rows <= allowed(rate, len(asked)):
         return
     faults = []
     for item in wrong["status"].value_counts().to_pylist():
         example = wrong.filter(pc.equal(wrong["status"], item["values"])).slice(0, 1)
-        key = example["key"].combine_chunks()
+        key = asked.keys(example["at"].to_numpy())
         unit = next(unit for unit in range(len(snapshot.units)) if _asks(out, snapshot, unit, key))
         where = _row_example(out, snapshot, unit, key, "question_key", detail=example["detail"][0].as_py())
         faults.append(_Fault(f"{signal.name}_{item['values']}", item["counts"], where))

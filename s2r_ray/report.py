@@ -14,7 +14,6 @@ from s2r_ray.selection import Ranking
 from s2r_ray.storage import Place
 from s2r_ray.tables import open_parquet, read_own, read_table
 
-_SHOWN_ROWS = 20
 _QUESTION_CHARACTERS = 300
 _LOCATION = {"pool", "sample_id", "file", "row", "generation", "question_key"}
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -26,7 +25,7 @@ def write_report(out: Place, run: Place, snapshot: Snapshot, record: RunRecord, 
     source = (resources.files("s2r_ray") / "report.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
         record=record,
-        rows=top_rows_with_questions(out, snapshot, ranking.top.slice(0, _SHOWN_ROWS)),
+        rows=top_rows_with_questions(out, snapshot, ranking.top),
         addressing=top_rows_with_questions(out, snapshot, ranking.addressing_top),
         quantiles=_QUANTILES,
         spread=_spread(run),
@@ -52,12 +51,12 @@ def top_rows_with_questions(out: Place, snapshot: Snapshot, top: pa.Table) -> li
 
 
 def _spread(run: Place) -> dict[str, list[float]]:
-    """Quantiles of the ranked rows' columns, read part by part."""
-    parts = []
-    for file in run.child("ranking").files():
-        place = run.child("ranking", file.path)
-        with open_parquet(place) as ranking:
-            names = ranking.schema_arrow.names
-        parts.append(read_table(place, [name for name in names if name not in _LOCATION and name[:5] != "rank_"]))
-    table = pa.concat_tables(parts)
-    return {name: pc.quantile(table[name], list(_QUANTILES)).to_pylist() for name in table.column_names}
+    """Quantiles of the ranked rows' columns, one column after the other: as many numbers as rows are held."""
+    parts = [run.child("ranking", file.path) for file in run.child("ranking").files()]
+    with open_parquet(parts[0]) as ranking:
+        names = [name for name in ranking.schema_arrow.names if name not in _LOCATION and name[:5] != "rank_"]
+    spread = {}
+    for name in names:
+        column = pa.chunked_array([chunk for part in parts for chunk in read_table(part, [name])[name].chunks])
+        spread[name] = pc.quantile(column, list(_QUANTILES)).to_pylist()
+    return spread

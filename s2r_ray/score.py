@@ -3,51 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from s2r_ray.cluster import stream_actors
 from s2r_ray.errors import S2RError, WorkersLostError
 from s2r_ray.index import Snapshot, forget_unit, questions_place
+from s2r_ray.keys import KeySet, Places, sort_keys
 from s2r_ray.metrics import count, progressed
 from s2r_ray.progress import Progress
 from s2r_ray.retries import take_repeated
 from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore, Settled
-from s2r_ray.tables import DamagedError, read_own
+from s2r_ray.store import ScoreStore
+from s2r_ray.tables import DamagedError, read_ahead, read_own
 from s2r_ray.worker import DETAIL_CHARACTERS, SignalWorker, score_table
 
-_READ_THREADS = 32
 
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """The distinct questions of a snapshot: 24 bytes each.
 
-@dataclass(frozen=True)
-class Pending:
-    """The distinct questions of a snapshot, and which of them have no score yet.
-
-    `keys` are those of all distinct questions. `unit` and `row` say where each pending question's text lies:
-    int32[pending] positions in the snapshot's units and in that unit's questions, sorted.
+    Places count the questions of all units one after the other. `first`: int64[keys], where each key occurs first;
+    `starts`: int64[units + 1], the place of each unit's first question.
     """
 
-    keys: pa.ChunkedArray
-    unit: npt.NDArray[np.int32]
-    row: npt.NDArray[np.int32]
+    keys: KeySet
+    first: Places
+    starts: Places
 
-    @property
-    def distinct(self) -> int:
-        """How many distinct questions there are, pending or not."""
-        return len(self.keys)
+    def pending(self, settled: npt.NDArray[np.bool_]) -> Pending:
+        """Those that are not settled, bool[keys]."""
+        return Pending(len(self.keys), np.sort(self.first[~settled]), self.starts)
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """Which questions have no score yet, of `distinct` ones.
+
+    `places`: int64[pending], ascending, where their texts lie; `starts` as in Questions.
+    """
+
+    distinct: int
+    places: Places
+    starts: Places
 
     def __len__(self) -> int:
-        return len(self.unit)
+        return len(self.places)
 
 
 @dataclass
@@ -89,26 +97,18 @@ class Judged:
         return news
 
 
-def find_pending(out: Place, snapshot: Snapshot, settled: Settled) -> Pending:
-    """Which questions to judge. Reads keys only: 16 bytes a question."""
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
-        tables = list(threads.map(lambda item: _keys(out, *item), enumerate(key for _, key in snapshot.units)))
-    if not tables:
-        return Pending(pa.chunked_array([], pa.binary(16)), np.zeros(0, np.int32), np.zeros(0, np.int32))
-    table = pa.concat_tables(tables)
-    order = pa.array(np.arange(table.num_rows, dtype=np.int64))
-    first = table.append_column("place", order).group_by("question_key").aggregate([("place", "min")])
-    missing = first.filter(pc.invert(pc.is_in(first["question_key"], value_set=settled.keys)))
-    chosen = np.sort(missing["place_min"].to_numpy())
-    return Pending(first["question_key"], table["unit"].to_numpy()[chosen], table["row"].to_numpy()[chosen])
+def find_questions(out: Place, snapshot: Snapshot) -> Questions:
+    """The distinct questions of all units. Reads keys only."""
+    starts = [0]
 
+    def keys() -> Iterator[pa.ChunkedArray]:
+        places = (questions_place(out, key) for _, key in snapshot.units)
+        for table in read_ahead(partial(read_own, columns=["question_key"]), places):
+            starts.append(starts[-1] + table.num_rows)
+            yield table["question_key"]
 
-def _keys(out: Place, position: int, key: str) -> pa.Table:
-    """Columns question_key, unit, row of one unit's questions."""
-    table = read_own(questions_place(out, key), ["question_key"])
-    unit = pa.array(np.full(table.num_rows, position, np.int32))
-    row = pa.array(np.arange(table.num_rows, dtype=np.int32))
-    return table.append_column("unit", unit).append_column("row", row)
+    found = sort_keys(keys())
+    return Questions(found.distinct, found.first(), np.array(starts))
 
 
 def score_missing(
@@ -116,12 +116,13 @@ def score_missing(
     snapshot: Snapshot,
     signal: Signal,
     store: ScoreStore,
+    questions: Questions,
     pending: Pending,
     resources: Resources,
     load_custom: Mapping[str, float],
     progress: Progress,
 ) -> Judged:
-    """Judge the pending questions on the cluster; each batch is in the store before the next is taken.
+    """Judge the pending ones of the questions on the cluster; each batch is in the store before the next is taken.
 
     A worker that dies is replaced by Ray. When that does not help, all are started again for what is still missing; a
     question that is the last one left and takes its worker with it each time has failed.
@@ -146,9 +147,7 @@ def score_missing(
             items = work_items(snapshot, left, batch)[:: -1 if judged.restarts % 2 else 1]
             before = ticker.state.done
             try:
-                for result in stream_actors(
-                    items, load, SignalWorker, arguments, replace(resources, batch=batch), load_custom
-                ):
+                for result in stream_actors(items, load, SignalWorker, arguments, resources, load_custom):
                     ticker.advance(result["scored"])
                     progressed(signal.name, ticker.state.total - ticker.state.done)
                     count("s2r_store_retries", result["repeated"])
@@ -156,7 +155,7 @@ def score_missing(
                         progress.say(f"warning: {died}")
                 break
             except WorkersLostError as error:
-                missing = find_pending(out, snapshot, store.settled())
+                missing = questions.pending(store.settled(questions.keys).mask)
                 scored = len(left) - len(missing)
                 fruitless = 0 if scored > 0 else fruitless + 1
                 if fruitless > resources.restarts and len(missing) == 1:
@@ -185,13 +184,17 @@ def _give_up(
 
 
 def work_items(snapshot: Snapshot, pending: Pending, batch: int) -> list[dict[str, Any]]:
-    """Cut the pending questions into items of `batch`: which units to open and which of their questions to take."""
+    """Cut the pending questions into items of `batch`: which units to open and which of their questions to take.
+
+    `rows` are bytes of int32 in the machine's order: as numbers of Python's they would take ten times the memory.
+    """
     items = []
     for start in range(0, len(pending), batch):
-        unit, row = pending.unit[start : start + batch], pending.row[start : start + batch]
-        units, first = np.unique(unit, return_index=True)
-        rows = np.split(row, first[1:])
-        items.append({"units": [snapshot.units[u][1] for u in units], "rows": [part.tolist() for part in rows]})
+        places = pending.places[start : start + batch]
+        units, first = np.unique(np.searchsorted(pending.starts, places, side="right") - 1, return_index=True)
+        parts = zip(units, np.split(places, first[1:]), strict=True)
+        rows = [(part - pending.starts[unit]).astype(np.int32).tobytes() for unit, part in parts]
+        items.append({"units": [snapshot.units[unit][1] for unit in units], "rows": rows})
     return items
 
 
@@ -201,7 +204,7 @@ def load_questions(out: Place, item: dict[str, Any]) -> pa.Table:
     tables = []
     for key, rows in zip(item["units"], item["rows"], strict=True):
         table = _questions(out, str(key))
-        tables.append(table.take(pa.array(np.asarray(rows, np.int64))))
+        tables.append(table.take(pa.array(np.frombuffer(rows, np.int32))))
     table = pa.concat_tables(tables).rename_columns(["key", "question"]).combine_chunks()
     repeated = np.zeros(table.num_rows, np.int64)
     repeated[:1] = take_repeated()

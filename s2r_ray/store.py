@@ -9,29 +9,75 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from s2r_ray.keys import KEY, KeySet, Places
 from s2r_ray.signals.base import Signal, Status
 from s2r_ray.storage import Place
-from s2r_ray.tables import DamagedError, read_own, write_table
+from s2r_ray.tables import DamagedError, read_ahead, read_own, write_table
 
-_READ_THREADS = 32
-_KEY = pa.binary(16)
+_TOGETHER_ROWS = 1 << 17
+_NO_FAULTS = pa.schema([("at", pa.int64()), ("status", pa.string()), ("detail", pa.string())]).empty_table()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settled:
-    """`keys` need no judging: in no order, possibly repeated. `damaged` are the parts that could not be read."""
+    """`mask`: bool[keys], whether a key needs no judging. `damaged` are the parts that could not be read."""
 
-    keys: pa.Array
+    mask: npt.NDArray[np.bool_]
     damaged: tuple[DamagedError, ...] = ()
+
+
+class Found:
+    """What a store has for a set of keys, in their order.
+
+    Attributes:
+        columns: "value" and the extras, float64[keys], NaN where there is no score.
+        ok: bool[keys], whether there is one.
+    """
+
+    def __init__(self, columns: dict[str, npt.NDArray[np.float64]], keys: int) -> None:
+        self.columns = columns
+        self.ok = np.zeros(keys, np.bool_)
+        self._faults: list[pa.Table] = []
+
+    def add_scores(self, at: Places, rows: dict[str, npt.NDArray[np.float64]]) -> None:
+        """Take in rows for the keys at these places; of several for one key the least stays."""
+        held = at[self.ok[at]]
+        if len(held) or len(np.unique(at)) < len(at):
+            held = np.unique(held)
+            at = np.concatenate([at, held])
+            rows = {name: np.concatenate([column, self.columns[name][held]]) for name, column in rows.items()}
+            order = np.lexsort((*reversed(rows.values()), at))
+            order = order[np.append(True, np.diff(at[order]) > 0)]
+            at, rows = at[order], {name: column[order] for name, column in rows.items()}
+        self.ok[at] = True
+        for name, column in rows.items():
+            self.columns[name][at] = column
+
+    def add_faults(self, at: Places, rows: pa.Table) -> None:
+        """Take in statuses and details for the keys at these places."""
+        if len(at):
+            self._faults.append(rows.append_column("at", pa.array(at)))
+
+    def faults(self) -> pa.Table:
+        """Keys without a score whose judging came to something: columns `at` (int64, ascending, each once), `status`,
+        `detail`."""
+        if not self._faults:
+            return _NO_FAULTS
+        table = pa.concat_tables(self._faults)
+        table = table.filter(pa.array(~self.ok[table["at"].to_numpy()]))
+        order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in ("at", "status", "detail")])
+        table = table.take(order).select(["at", "status", "detail"])
+        at = table["at"].to_numpy()
+        return table.filter(pa.array(np.append(True, np.diff(at) > 0)[: len(at)])).combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -65,7 +111,7 @@ class ScoreStore:
         extras = [pa.field(name, pa.float64()) for name in self.extras]
         return pa.schema(
             [
-                pa.field("key", _KEY),
+                pa.field("key", KEY),
                 pa.field("value", pa.float64()),
                 *extras,
                 pa.field("status", pa.string()),
@@ -81,54 +127,60 @@ class ScoreStore:
         """Names of the parts, sorted."""
         return [file.path for file in self.place.files() if file.path.endswith(".parquet")]
 
-    def read(self) -> pa.Table:
-        """Every key once, sorted by key.
+    def settled(self, keys: KeySet) -> Settled:
+        """Which of these keys need no judging. Parts that are damaged are named, and what is in them does not count.
+
+        A key whose judging failed does not count either: what failed may pass the next time.
+        """
+        mask = np.zeros(len(keys), np.bool_)
+        damaged: list[DamagedError] = []
+        for rows in self._rows(damaged):
+            at = keys.find(rows.filter(pc.not_equal(rows["status"], str(Status.FAILED)))["key"])
+            mask[at[at >= 0]] = True
+        return Settled(mask, tuple(damaged))
+
+    def look_up(self, keys: KeySet) -> Found:
+        """What the store has for these keys. Takes 8 bytes a key and column; what else is stored takes nothing.
 
         Where two runs judged the same key at once, an ok row wins over a fault and the smaller value over the
         larger, then the smaller of each further column, so that the result depends on what was judged, not on who
-        came first.
+        came first. Of faults the first by status, then detail, stays.
 
         Raises:
             DamagedError: a part cannot be read.
         """
-        with ThreadPoolExecutor(_READ_THREADS) as threads:
-            tables = list(threads.map(self._read_part, self.parts()))
-        if not tables:
-            return self.schema().empty_table()
-        table = pa.concat_tables(tables).combine_chunks()
-        faulty = pc.not_equal(table["status"], str(Status.OK))
-        table = table.append_column("faulty", faulty)
-        columns = ["key", "faulty", "value", *self.extras, "status", "detail"]
-        order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in columns])
-        table = table.drop_columns("faulty").take(order)
-        keys = table["key"].combine_chunks()
-        if len(keys) < 2:
-            return table
-        repeated = pc.equal(keys.slice(1), keys.slice(0, len(keys) - 1))
-        if not pc.any(repeated).as_py():
-            return table
-        return table.filter(pa.array(np.concatenate([[True], ~repeated.to_numpy(zero_copy_only=False)])))
+        found = Found({name: np.full(len(keys), np.nan) for name in ("value", *self.extras)}, len(keys))
+        for rows in self._rows():
+            at = keys.find(rows["key"])
+            ok = pc.equal(rows["status"], str(Status.OK)).to_numpy()
+            good, bad = np.flatnonzero((at >= 0) & ok), np.flatnonzero((at >= 0) & ~ok)
+            found.add_scores(at[good], {name: rows[name].to_numpy()[good] for name in found.columns})
+            found.add_faults(at[bad], rows.select(["status", "detail"]).take(pa.array(bad)))
+        return found
 
-    def settled(self) -> Settled:
-        """What needs no judging. Parts that are damaged are named, and what is in them does not count.
+    def _rows(self, damaged: list[DamagedError] | None = None) -> Iterator[pa.Table]:
+        """The rows of all parts, many parts at a time. Damaged ones are added to the list; without one, raised."""
+        waiting: list[pa.Table] = []
+        held = 0
+        for part in read_ahead(self._part, self.parts()):
+            if isinstance(part, DamagedError):
+                if damaged is None:
+                    raise part
+                damaged.append(part)
+                continue
+            waiting.append(part)
+            held += part.num_rows
+            if held >= _TOGETHER_ROWS:
+                yield pa.concat_tables(waiting)
+                waiting, held = [], 0
+        if waiting:
+            yield pa.concat_tables(waiting)
 
-        A key whose judging failed does not count either: what failed may pass the next time.
-        """
-        with ThreadPoolExecutor(_READ_THREADS) as threads:
-            columns = list(threads.map(self._read_settled, self.parts()))
-        chunks = [chunk for column in columns if isinstance(column, pa.ChunkedArray) for chunk in column.chunks]
-        keys = pa.concat_arrays(chunks) if chunks else pa.array([], _KEY)
-        return Settled(keys, tuple(column for column in columns if isinstance(column, DamagedError)))
-
-    def _read_settled(self, name: str) -> pa.ChunkedArray | DamagedError:
+    def _part(self, name: str) -> pa.Table | DamagedError:
         try:
-            table = self._read_part(name)  # whole: damage in any column costs the part
+            return read_own(self.place.child(name))  # whole: damage in any column costs the part
         except DamagedError as error:
             return error
-        return table.filter(pc.not_equal(table["status"], str(Status.FAILED)))["key"]
-
-    def _read_part(self, name: str) -> pa.Table:
-        return read_own(self.place.child(name))
 
 
 def fingerprint_digest(fingerprint: dict[str, Any]) -> str:

@@ -8,14 +8,23 @@ itself, and objects of a store, which come through Python, are read in the calle
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2r_ray.errors import S2RError
 from s2r_ray.storage import Place
+
+_AHEAD = 16
+_AHEAD_ROWS = 1 << 17
+_RELEASE_ROWS = 1 << 20
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 """How this package writes Parquet. With checksums, a flipped bit is an error and not another number."""
@@ -76,6 +85,38 @@ def read_own(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines() or [type(error).__name__]
         raise DamagedError(place, why[0]) from error
+
+
+def read_ahead(read: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """`read(item)` for each item, in order, by threads ahead of the caller: 16 small tables, or one large one.
+
+    What is held is bounded by rows and not by the number of items, for units and parts may be of any size.
+    """
+    waiting: deque[Future[_R]] = deque()
+    ahead = passed = 1
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        for item in items:
+            waiting.append(threads.submit(read, item))
+            while len(waiting) > ahead:
+                result = waiting.popleft().result()
+                rows = result.num_rows if isinstance(result, pa.Table) else 0
+                yield result
+                del result
+                ahead = max(1, min(_AHEAD, _AHEAD_ROWS // max(1, rows)))
+                passed += rows
+                if passed > _RELEASE_ROWS:
+                    release_memory()
+                    passed = 0
+        while waiting:
+            yield waiting.popleft().result()
+    release_memory()
+
+
+def release_memory() -> None:
+    """Give back to the system what is free. Arrow's pool and the C library keep it otherwise, each for itself, so that
+    what one step has freed is held beside what the next one takes."""
+    pa.default_memory_pool().release_unused()
+    pa.system_memory_pool().release_unused()
 
 
 def write_table(place: Place, table: pa.Table) -> None:

@@ -26,7 +26,7 @@ from s2r_ray.cluster import connected
 from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, questions_place
 from s2r_ray.progress import Progress
 from s2r_ray.readers import Unit
-from s2r_ray.score import find_pending, score_missing
+from s2r_ray.score import find_questions, score_missing
 from s2r_ray.signals.base import Resources, Scores, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
@@ -113,8 +113,9 @@ def measure(actors: int, one_slow: bool, work: float, seed: int, batch: int = 64
         judge = WaitingJudge(str(folder), actors, batch, work / characters, one_slow)
         store = ScoreStore.of(out, judge)
         with connected(None, cpus=actors + 2):
-            pending = find_pending(out, snapshot, store.settled())
-            score_missing(out, snapshot, judge, store, pending, judge.resources(0), {}, Progress(quiet=True))
+            questions = find_questions(out, snapshot)
+            pending = questions.pending(store.settled(questions.keys).mask)
+            score_missing(out, snapshot, judge, store, questions, pending, judge.resources(0), {}, Progress(quiet=True))
             ended = time.time()
         logs = [[json.loads(line) for line in log.read_text().splitlines()] for log in folder.glob("*.log")]
         began = min(entry[0] for log in logs for entry in log)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import rankdata
 
-from s2r_ray import pipeline, readers, selection
+from s2r_ray import parts, pipeline, readers
 from s2r_ray.config import load_config
 from s2r_ray.errors import UsageError
 from s2r_ray.progress import Progress
@@ -129,13 +129,13 @@ def test_unit_sizes(
 @pytest.mark.parametrize("rows", [0, 1, 16, 64, 65, 333])
 def test_parts_and_row_groups(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch parts that are cut where a pool file happens to end, and rows lost or doubled at a cut."""
-    monkeypatch.setattr(selection, "_PART_ROWS", 64)
-    monkeypatch.setattr(selection, "_GROUP_ROWS", 16)
+    monkeypatch.setattr(parts, "_PART_ROWS", 64)
+    monkeypatch.setattr(parts, "_GROUP_ROWS", 16)
     whole = pa.table({"number": np.arange(rows), "text": [f"row {row}" for row in range(rows)]})
     dice = random.Random(rows)
     found = []
     for attempt in range(5):
-        writer = selection._Parts(Place.of(tmp_path / str(attempt)))
+        writer = parts.Parts(Place.of(tmp_path / str(attempt)))
         cuts = [0, *sorted(dice.randint(0, rows) for _ in range(10 * attempt)), rows]
         for start, stop in pairwise(cuts):
             writer.add(whole.slice(start, stop - start))

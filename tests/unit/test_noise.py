@@ -20,6 +20,7 @@ from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.worker import SignalWorker
 from tests.fakes import HashJudge
+from tests.stored import stored
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def test_a_worker_measures_once(tmp_path: Path) -> None:
     assert len(judge.seen) == 2 + 1 + 8
     record = json.loads(noise_place(store).read_bytes())
     assert record == {"pairs": 64, "largest": pytest.approx(0.092), "rms": pytest.approx(0.092)}
-    assert store.read().num_rows == 200
+    assert stored(store).num_rows == 200
 
     again = Noisy()
     SignalWorker(again, store, hang_seconds=60)(table(subjects(100, 2000)))
@@ -124,7 +125,7 @@ def test_a_failure_is_logged_and_no_more(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.ERROR):
         answer = SignalWorker(Noisy(broken=True), store, hang_seconds=60)(table(batch)).to_pylist()
     assert answer[0]["scored"] == 10
-    assert store.read().num_rows == 10
+    assert stored(store).num_rows == 10
     assert read_noise(store) is None
     assert "noise of difficulty was not measured" in caplog.text
 

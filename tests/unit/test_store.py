@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from s2r_ray.errors import S2RError
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore, Settled, fingerprint_digest
+from s2r_ray.store import ScoreStore, fingerprint_digest
 from s2r_ray.tables import DamagedError
 from tests.fakes import HashJudge
+from tests.stored import key_set, stored
 
 ROWS = st.lists(
     st.tuples(
@@ -51,6 +53,30 @@ def store_at(folder: Path) -> ScoreStore:
     return ScoreStore.at(Place.of(folder), "difficulty", "0" * 32, ["label_mass"])
 
 
+def looked_up(store: ScoreStore, *numbers: int) -> list[dict[str, Any]]:
+    """What the store has for these keys, as rows of a part, sorted by key."""
+    keys = key_set(*map(key, numbers))
+    found = store.look_up(keys)
+    faults = {row.pop("at"): row for row in found.faults().to_pylist()}
+    assert not found.ok[list(faults)].any()
+    rows = []
+    for at, name in enumerate(keys.keys(np.arange(len(keys))).to_pylist()):
+        values = {column: float(numbers[at]) for column, numbers in found.columns.items()}
+        assert found.ok[at] == np.isfinite(list(values.values())).all()
+        if found.ok[at]:
+            rows.append({"key": name, **values, "status": "ok", "detail": None})
+        elif at in faults:
+            rows.append({"key": name, **dict.fromkeys(values), **faults[at]})
+    return rows
+
+
+def settled(store: ScoreStore, *numbers: int) -> list[bytes]:
+    """Which of these keys are settled, sorted."""
+    keys = key_set(*map(key, numbers))
+    found: list[bytes] = keys.keys(np.flatnonzero(store.settled(keys).mask)).to_pylist()
+    return found
+
+
 def append(store: ScoreStore, *rows: dict[str, Any]) -> None:
     store.append(pa.Table.from_pylist(list(rows), store.schema()))
 
@@ -61,20 +87,16 @@ def test_round_trip(tmp_path: Path) -> None:
     rows = [make(3, 0.5, 0.9), make(1, None, detail="why"), make(2, 0.1)]
     append(store, rows[0])
     append(store, rows[1], rows[2])
-    table = store.read()
-    assert table.schema.equals(store.schema())
-    assert table.to_pylist() == [rows[1], rows[2], rows[0]]
-    assert sorted(store.settled().keys.to_pylist()) == [key(2), key(3)], "what failed is judged again"
+    assert stored(store).to_pylist() == looked_up(store, 1, 2, 3) == [rows[1], rows[2], rows[0]]
+    assert settled(store, 1, 2, 3, 4) == [key(2), key(3)], "what failed is judged again"
 
 
 def test_an_empty_store(tmp_path: Path) -> None:
     """Catches: the first run, which finds nothing, and a part without rows."""
     store = store_at(tmp_path)
     for _ in range(2):
-        assert store.read().num_rows == 0
-        assert store.read().schema.equals(store.schema())
-        assert store.settled().keys.to_pylist() == []
-        assert store.settled().keys.type == pa.binary(16)
+        for numbers in ((), (1, 2)):
+            assert looked_up(store, *numbers) == settled(store, *numbers) == []
         append(store)
     assert len(store.parts()) == 2
 
@@ -84,7 +106,7 @@ def test_parts_are_never_overwritten(tmp_path: Path) -> None:
     for _ in range(3):
         append(store_at(tmp_path), make(1, 0.5))
     assert len(store_at(tmp_path).parts()) == 3
-    assert store_at(tmp_path).read().num_rows == 1
+    assert len(looked_up(store_at(tmp_path), 1)) == 1
 
 
 def test_an_ok_row_wins_over_a_fault(tmp_path: Path) -> None:
@@ -93,7 +115,7 @@ def test_an_ok_row_wins_over_a_fault(tmp_path: Path) -> None:
     append(store, make(1, None), make(2, 0.75))
     append(store, make(1, 0.25), make(2, None))
     append(store, make(1, 0.5))
-    assert store.read()["value"].to_pylist() == [0.25, 0.75]
+    assert [row["value"] for row in looked_up(store, 1, 2)] == [0.25, 0.75]
 
 
 @settings(deadline=None, max_examples=60)
@@ -109,11 +131,14 @@ def test_the_result_is_what_was_judged(
         for part in parts if turn == 0 else [rows[: len(rows) // 2], rows[len(rows) // 2 :]]:
             append(store, *part)
         order.shuffle(rows)
-        tables.append(store.read())
-    assert tables[0].to_pylist() == tables[1].to_pylist()
-    found = {row["key"]: row for row in tables[0].to_pylist()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("s2r_ray.store._TOGETHER_ROWS", 2 + 100 * turn)
+            tables.append(looked_up(store, *range(5)))
+        assert tables[turn] == stored(store).to_pylist()
+    assert tables[0] == tables[1]
+    found = {row["key"]: row for row in tables[0]}
     assert list(found) == sorted({row["key"] for row in rows})
-    assert len(found) == tables[0].num_rows
+    assert len(found) == len(tables[0])
     for name, row in found.items():
         assert row in rows
         values = [other["value"] for other in rows if other["key"] == name and other["value"] is not None]
@@ -140,15 +165,15 @@ def test_damaged_parts_are_named(tmp_path: Path, harm: str) -> None:
     data[middle] ^= 4
     torn.write_bytes({"cut": data[:-9], "flipped": bytes(data), "emptied": b"", "text": b"scores"}[harm])
     append(store, make(77, 0.5))
-    settled = store.settled()
-    assert settled.keys.to_pylist() == [key(77)]
-    assert [damage.place.uri for damage in settled.damaged] == [str(torn)]
+    assert settled(store, *range(78)) == [key(77)]
+    (damage,) = store.settled(key_set()).damaged
+    assert damage.place.uri == str(torn)
     with pytest.raises(DamagedError, match="is damaged"):
-        store.read()
-    aside = settled.damaged[0].place.set_aside()
+        store.look_up(key_set(key(77)))
+    aside = damage.place.set_aside()
     assert Path(aside.uri).exists()
-    assert store.settled() == Settled(store.settled().keys)
-    assert store.read()["key"].to_pylist() == [key(77)]
+    assert store.settled(key_set()).damaged == ()
+    assert [row["key"] for row in looked_up(store, *range(78))] == [key(77)]
 
 
 def test_what_else_lies_there_is_not_a_part(tmp_path: Path) -> None:
@@ -158,7 +183,7 @@ def test_what_else_lies_there_is_not_a_part(tmp_path: Path) -> None:
     store.describe({"a": 1})
     Path(store.place.uri, ".part-x.parquet.0.tmp").write_bytes(b"half")
     assert len(store.parts()) == 1
-    assert store.read().num_rows == 1
+    assert len(looked_up(store, 1)) == 1
 
 
 def test_describe_once(tmp_path: Path) -> None:

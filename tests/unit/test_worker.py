@@ -19,6 +19,7 @@ from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.worker import SignalWorker, score_all, score_table
+from tests.stored import stored
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -217,10 +218,10 @@ def test_worker(tmp_path: Path) -> None:
             "repeated": 0,
             "replaced": False,
         }
-        assert set(keys.to_pylist()) <= set(store.read()["key"].to_pylist())
+        assert set(keys.to_pylist()) <= set(stored(store)["key"].to_pylist())
     assert signal.opened == 1
-    assert store.read()["value"].to_pylist() == [1.0, None, 3.0, 4.0, None]
-    assert store.read()["status"].to_pylist() == ["ok", "failed", "ok", "ok", "no_answer"]
+    assert stored(store)["value"].to_pylist() == [1.0, None, 3.0, 4.0, None]
+    assert stored(store)["status"].to_pylist() == ["ok", "failed", "ok", "ok", "no_answer"]
 
 
 def test_a_worker_that_dies_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""Which questions are judged, and how they are cut into work, against plain Python."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, questions_place
+from s2r_ray.readers import Unit
+from s2r_ray.score import find_questions, load_questions, work_items
+from s2r_ray.storage import Place
+from s2r_ray.tables import write_table
+
+
+@settings(max_examples=25)
+@given(
+    units=st.lists(st.lists(st.integers(0, 12), max_size=8, unique=True), max_size=5),
+    done=st.sets(st.integers(0, 12)),
+    batch=st.integers(1, 9),
+)
+def test_each_pending_question_once(units: list[list[int]], done: set[int], batch: int) -> None:
+    """Catches: a question judged twice or never, its neighbour's text judged in its place, units without questions
+    that shift those after them, and work in another order than the pool's."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Place.of(Path(folder))
+        keys = [f"fingerprint/{number}" for number in range(len(units))]
+        for name, unit in zip(keys, units, strict=True):
+            columns = [[bytes([number]) * 16 for number in unit], [f"question {number}" for number in unit]]
+            columns = [pa.array(c, f.type) for c, f in zip(columns, QUESTIONS_SCHEMA, strict=True)]
+            write_table(questions_place(out, name), pa.table(columns, QUESTIONS_SCHEMA))
+        snapshot = Snapshot(("pool",), tuple((Unit(0, name, 1, "1"), name) for name in keys))
+        questions = find_questions(out, snapshot)
+        asked = list(dict.fromkeys(number for unit in units for number in unit))
+        assert len(questions.keys) == len(asked)
+        settled = np.isin([key[0] for key in questions.keys.keys(np.arange(len(asked))).to_pylist()], list(done))
+        pending = questions.pending(settled)
+        left = [number for number in asked if number not in done]
+        assert (pending.distinct, len(pending)) == (len(asked), len(left))
+        tables = [load_questions(out, item) for item in work_items(snapshot, pending, batch)]
+        assert [table.num_rows for table in tables] == [min(batch, len(left) - at) for at in range(0, len(left), batch)]
+        found = [row for table in tables for row in table.to_pylist()]
+        assert [row["question"] for row in found] == [f"question {number}" for number in left]
+        assert [row["key"] for row in found] == [bytes([number]) * 16 for number in left]
