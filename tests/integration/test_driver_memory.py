@@ -18,7 +18,7 @@ MOST = 100
 
 def test_a_night_with_nothing_to_judge(tmp_path: Path) -> None:
     """Would catch a hash table of keys, a Python object or a published column held for every row: before those were
-    gone, this was 240 bytes. The difference of two sizes has neither imports nor buffers in it; 10 million samples,
+    gone, this was 250 bytes. The difference of two sizes has neither imports nor buffers in it; 10 million samples,
     where bytes a sample are fewer, are measured by tests/benchmarks/bench_driver.py."""
     peaks = []
     for rows in SIZES:
