@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2r_ray.errors import S2RError, StoreError, UsageError
+from s2r_ray.parquet_footer import chunk_sizes
 from s2r_ray.printable import one_line
 from s2r_ray.storage import FileInfo, Place
 from s2r_ray.tables import open_parquet
@@ -162,7 +163,8 @@ def _read_parquet(
             raise ValueError(f"more than one column is called {', '.join(map(repr, twice))}")
         groups = list(range(*unit.row_groups)) if unit.row_groups else list(range(file.metadata.num_row_groups))
         present = [name for name in columns if name in found]
-        _check_groups(file.metadata, groups, present, unit)
+        _check_groups(place, groups, present, unit)
+        _check_rows(sum(file.metadata.row_group(group).num_rows for group in groups))
         row, unpacked = unit.first_row, 0
         for batch in file.iter_batches(
             _BATCH_ROWS, row_groups=groups, columns=present, use_threads=not place.is_remote
@@ -175,19 +177,14 @@ def _read_parquet(
                 row += part.num_rows
 
 
-def _check_groups(metadata: Any, groups: Sequence[int], columns: Sequence[str], unit: Unit) -> None:
+def _check_groups(place: Place, groups: Sequence[int], columns: Sequence[str], unit: Unit) -> None:
     """Refuse row groups that state absurd sizes, before a page of them is unpacked."""
-    rows = unpacked = 0
-    for group in map(metadata.row_group, groups):
-        rows += group.num_rows
-        for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema.split(".")[0] in columns:
-                unpacked += chunk.total_uncompressed_size
-                if chunk.num_values > _GROUP_VALUES:
-                    raise ValueError(
-                        f"a row group with {chunk.num_values:,} values; at most {_GROUP_VALUES:,} are read"
-                    )
-    _check_rows(rows)
+    unpacked = 0
+    for chunk in chunk_sizes(place):
+        if chunk.group in groups and chunk.column in columns:
+            unpacked += chunk.unpacked
+            if chunk.values > _GROUP_VALUES:
+                raise ValueError(f"a row group with {chunk.values:,} values; at most {_GROUP_VALUES:,} are read")
     _check_expansion(unpacked, unit)
 
 
