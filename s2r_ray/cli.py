@@ -12,13 +12,15 @@ import signal
 import sys
 import tempfile
 import traceback
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from s2r_ray import __version__
 from s2r_ray.errors import S2RError, TooManyErrors
+from s2r_ray.quiet import own_stream
 
 # Typer's base class of usage errors has no public name; its public errors derive from it.
 _WRONG_USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
@@ -334,13 +336,9 @@ def judge_train(
 
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # `ray job stop`, a pod that is moved
+    signal.signal(signal.SIGTERM, partial(_stop, own_stream(sys.stderr)))  # `ray job stop`, a pod that is moved
     try:
         exit_code = app(standalone_mode=False) or 0
-    except SystemExit as stop:
-        if stop.code in (_TERMINATED, signal.SIGTERM):  # the latter from Ray, which puts a handler of its own
-            _fail(_STOPPED, _TERMINATED)
-        raise
     except TooManyErrors as error:
         sys.stderr.write(error.table + "\n")
         _fail(str(error), error.exit_code)
@@ -356,6 +354,14 @@ def main() -> None:
     if exit_code == _INTERRUPTED:  # what typer makes of Ctrl-C
         _fail(_STOPPED, exit_code)
     sys.exit(exit_code)
+
+
+def _stop(stream: TextIO, *_: object) -> NoReturn:
+    """End at once. An exception out of a signal handler can meet native code of Ray, which aborts; what is written is
+    written whole or not at all, so nothing needs to be put in order."""
+    stream.write(f"error: {_STOPPED}\n")
+    stream.flush()
+    os._exit(_TERMINATED)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +103,7 @@ def _connect(address: str | None, cpus: float, logs: bool) -> None:
     where = cluster_address(address)
     if where:
         _check_answers(where)
+    stop = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own there
     common: dict[str, Any] = {"logging_level": logging.INFO if logs else logging.ERROR, "log_to_driver": logs}
     try:
         if where:
@@ -119,6 +122,14 @@ def _connect(address: str | None, cpus: float, logs: bool) -> None:
         told = str(error).strip().splitlines() or [type(error).__name__]
         hint = f". If it asks for a token: {_NO_TOKEN}" if where else ""
         raise UsageError(f"cannot reach Ray at {where or 'this machine'}: {told[0]}{hint}") from error
+    except Exception as error:
+        if type(error) is not Exception:  # Ray's own word for a node that took too long to start
+            raise
+        told = str(error).strip().splitlines() or ["no reason given"]
+        raise S2RError(f"Ray did not start: {told[0]}. On a busy machine, start the same command again") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stop)
 
 
 def cluster_address(given: str | None) -> str | None:
@@ -128,6 +139,8 @@ def cluster_address(given: str | None) -> str | None:
 
 def _check_answers(address: str) -> None:
     """Ray itself tries an address that nobody answers for many minutes."""
+    if "@" in address:
+        raise UsageError("the address in RAY_ADDRESS must not contain credentials; expected HOST:PORT")
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         return  # "auto" and the like: Ray finds out at once

@@ -138,6 +138,13 @@ class WorkersSection(_Section):
     restarts: int = Field(3, ge=0, description="How often a judge that died is replaced before the run fails")
     hang_seconds: float = Field(1800, gt=0, description="A judge that takes longer to load, or for one batch, is dead")
 
+    @field_validator("address")
+    @classmethod
+    def _no_password_in_address(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value:
+            raise ValueError("a Ray address must not contain credentials; expected HOST:PORT or ray://HOST:PORT")
+        return value
+
     @model_validator(mode="after")
     def _fit_together(self) -> WorkersSection:
         if self.judges_min > self.judges_max:

@@ -18,7 +18,6 @@ Held in memory: the rows of the compared budgets, and three numbers of every ran
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,8 +168,18 @@ def diff_runs(out: Place, before: str, after: str, budgets: Sequence[str] = ()) 
         budgets: in per cent, as the runs have them; () for all that both have.
 
     Raises:
-        UsageError: no such run, or a budget that one of the runs does not have.
+        UsageError: no such run, a budget that one of the runs does not have, or a run whose tables are damaged.
     """
+    try:
+        return _compare(out, before, after, budgets)
+    except (pa.ArrowException, OSError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(
+            f"a table of run {before} or {after} is damaged or gone ({why}); name two other runs"
+        ) from error
+
+
+def _compare(out: Place, before: str, after: str, budgets: Sequence[str]) -> Diff:
     records = [_read_record(out, run_id) for run_id in (before, after)]
     several = max(len(record["pools"]) for record in records) > 1
     runs = [_Run(out.child("runs", record["run_id"]), record, several) for record in records]
@@ -200,7 +209,9 @@ def _read_record(out: Place, run_id: str) -> dict[str, Any]:
     place = out.child("runs", run_id, "run.json")
     if not place.exists():
         raise UsageError(f"run {run_id} has not finished: there is no {place}")
-    record: dict[str, Any] = json.loads(place.read_bytes())
+    record = place.read_json()
+    if record is None or "budgets" not in record:
+        raise UsageError(f"{place} is damaged; name two other runs")
     return record
 
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,9 +26,10 @@ from s2r_ray.models import ModelRef, fetch
 from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
 from s2r_ray.retries import take_repeated
 from s2r_ray.storage import Place
-from s2r_ray.tables import write_table
+from s2r_ray.tables import DamagedError, read_own, write_own
 from s2r_ray.tokens import TokenCounter, open_counter
 
+_READ_THREADS = 16
 _CODE_VERSION = 2
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
 
@@ -117,6 +119,22 @@ def forget_unit(out: Place, key: str) -> None:
             place.set_aside()
 
 
+def damaged_units(out: Place, keys: Iterable[str]) -> list[DamagedError]:
+    """What is wrong with the files of these units, one for each that is not whole; units without any are not in it."""
+
+    def look(key: str) -> DamagedError | None:
+        for place, schema in ((candidates_place(out, key), SCHEMA), (questions_place(out, key), QUESTIONS_SCHEMA)):
+            try:
+                read_own(place, schema.names)
+            except DamagedError as error:
+                return error
+        return None
+
+    with ThreadPoolExecutor(_READ_THREADS) as threads:
+        there = indexed_keys(out).intersection(keys)
+        return [found for found in threads.map(look, sorted(there)) if found is not None]
+
+
 def unit_of(out: Place, place: Place) -> str:
     """The key of the unit that one of its files belongs to."""
     name = place.uri.removeprefix(out.child("index").uri + "/")
@@ -157,8 +175,8 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     except (BadFileError, UsageError) as error:
         return UnitOutcome(key, unit.path, repeated=take_repeated(), error=str(error))
     questions = {"question_key": list(columns.questions), "question": list(columns.questions.values())}
-    write_table(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
-    write_table(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
+    write_own(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
+    write_own(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
     traces = len(columns.rows["row"])
     excluded = dict(Counter(str(reason) for reason in columns.rows["reason"] if reason is not None))
     seconds = time.monotonic() - started

@@ -18,7 +18,17 @@ from s2r_ray.cluster import Cluster, cluster_address, connected, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError, UsageError
-from s2r_ray.index import PoolIndex, Snapshot, UnitOutcome, forget_unit, index_unit, indexed_keys, unit_keys, unit_of
+from s2r_ray.index import (
+    PoolIndex,
+    Snapshot,
+    UnitOutcome,
+    damaged_units,
+    forget_unit,
+    index_unit,
+    indexed_keys,
+    unit_keys,
+    unit_of,
+)
 from s2r_ray.judge.prompt import load_tokenizer
 from s2r_ray.metrics import count, progressed
 from s2r_ray.models import EMBEDDED, find_tokenizer
@@ -78,6 +88,20 @@ class Troubles:
     damaged_files: int = 0
 
 
+@dataclass
+class Done:
+    """What a run has done so far. Damage that is found and repaired means another pass over the stages: this is of all.
+
+    `units` are the keys of the pool's units, `read` of those that were read in this run; `judged` is by signal.
+    """
+
+    troubles: Troubles = field(default_factory=Troubles)
+    units: list[str] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    judged: dict[str, Judged] = field(default_factory=dict)
+    index_seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Scored:
     """Stages 1 and 2 done: what ranking needs, and what they did. Kept as `OUT/index/scored.json` for `select`.
@@ -105,9 +129,9 @@ def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = N
     """
     started = now()
 
-    def once(troubles: Troubles) -> tuple[RunRecord, Place]:
+    def once(done: Done) -> tuple[RunRecord, Place]:
         plan = prepare(config, signals)
-        scored = index_and_score(plan, progress, troubles)
+        scored = index_and_score(plan, progress, done)
         return rank_and_publish(plan.out, scored, plan.weights, config.budgets, started, progress)
 
     return _repairing(config.out_place(), once, progress)
@@ -116,27 +140,31 @@ def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = N
 def score(config: Config, progress: Progress, signals: Sequence[Signal] | None = None) -> Scored:
     """Stages 1 and 2: index the pools and judge what has no score. `select` goes on from there."""
 
-    def once(troubles: Troubles) -> Scored:
-        return index_and_score(prepare(config, signals), progress, troubles)
+    def once(done: Done) -> Scored:
+        return index_and_score(prepare(config, signals), progress, done)
 
     return _repairing(config.out_place(), once, progress)
 
 
-def _repairing(out: Place, work: Callable[[Troubles], _T], progress: Progress) -> _T:
+def _repairing(out: Place, work: Callable[[Done], _T], progress: Progress) -> _T:
     """Do the work; when a file of the index or the score store turns out to be damaged, set it aside and begin again,
     which makes anew what it held and nothing else."""
-    troubles = Troubles()
+    done = Done()
     for _ in range(_REPAIRS):
         try:
-            return work(troubles)
+            return work(done)
         except DamagedError as error:
-            progress.say(f"warning: {error}; set aside, and made anew")
-            troubles.damaged_files += 1
-            if error.place.uri.startswith(out.child("index").uri):
-                forget_unit(out, unit_of(out, error.place))
-            else:
-                error.place.set_aside()
-    return work(troubles)
+            in_index = error.place.uri.startswith(out.child("index").uri)
+            # One file of the index is seldom alone, and each pass costs a start: look through all of it.
+            found = damaged_units(out, done.units) if in_index else []
+            for damage in found if any(damage.place == error.place for damage in found) else [*found, error]:
+                progress.say(f"warning: {damage}; set aside, and made anew")
+                done.troubles.damaged_files += 1
+                if in_index:
+                    forget_unit(out, unit_of(out, damage.place))
+                else:
+                    damage.place.set_aside()
+    return work(done)
 
 
 def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
@@ -216,31 +244,34 @@ def _check_columns(signals: Sequence[Signal]) -> None:
         )
 
 
-def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Scored:
-    """Stages 1 and 2. Ray is started only if a file must be read or a question judged. Adds to the troubles."""
+def index_and_score(plan: Plan, progress: Progress, done: Done) -> Scored:
+    """Stages 1 and 2. Ray is started only if a file must be read or a question judged. Adds to what is done."""
     plan.out.check_writable()
-    if plan.config.tokenizer == EMBEDDED:
+    if plan.config.tokenizer == EMBEDDED and not done.units:
         progress.say("note: trace lengths are in tokens of the embedded judge; give --tokenizer for your student's")
-    seconds: dict[str, float] = {}
+    done.units = [key for _, key in plan.units]
     stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
     with ExitStack() as stack:
-        snapshot = _index(plan, stack, progress, seconds, troubles)
+        snapshot = _index(plan, stack, progress, done)
         check_rows(plan.out, snapshot, plan.config.max_error_rate)
+        read = [item for item in plan.units if item[1] in done.read]
         counts: dict[str, Any] = {
-            **_file_counts(plan.units, plan.fresh),
+            **_file_counts(plan.units, read),
             "units": len(snapshot.units),
-            "units_read": len(plan.fresh),
-            "units_reused": len(plan.units) - len(plan.fresh),
+            "units_read": len(read),
+            "units_reused": len(plan.units) - len(read),
         }
+        seconds: dict[str, float] = {"index": done.index_seconds} if read else {}
         questions = find_questions(plan.out, snapshot)
         for signal in plan.signals:
             store = stores[signal.name]
-            pending = questions.pending(_settled(store, questions, troubles, progress).mask)
-            judged = _judge(plan, stack, snapshot, signal, store, questions, pending, progress, troubles)
+            pending = questions.pending(_settled(store, questions, done.troubles, progress).mask)
+            _judge(plan, stack, snapshot, signal, store, questions, pending, progress, done)
+            judged = done.judged[signal.name]
             counts |= {
                 "questions": pending.distinct,
                 f"{signal.name}_judged": judged.judged,
-                f"{signal.name}_reused": judged.reused,
+                f"{signal.name}_reused": max(0, pending.distinct - judged.judged),
                 f"{signal.name}_prompt_tokens": judged.prompt_tokens,
             }
             if judged.judged:
@@ -248,8 +279,8 @@ def index_and_score(plan: Plan, progress: Progress, troubles: Troubles) -> Score
                 seconds[f"{signal.name}_in_workers"] = judged.worker_seconds
                 seconds[f"{signal.name}_loading"] = judged.loading
             check_judged(plan.out, snapshot, questions.keys, signal, store, plan.config.max_error_rate)
-        troubles.requests_repeated += take_repeated()
-        counts |= vars(troubles)
+        done.troubles.requests_repeated += take_repeated()
+        counts |= vars(done.troubles)
     scored = Scored(
         snapshot,
         {
@@ -328,7 +359,7 @@ def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None) -> None:
     check_cluster(cluster.nodes, workers, out, roots, tokenizer, plan.signals, ask=not cluster.ours)
 
 
-def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, float], troubles: Troubles) -> Snapshot:
+def _index(plan: Plan, stack: ExitStack, progress: Progress, done: Done) -> Snapshot:
     """Stage 1: read what is new, within the budget for bad files."""
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
@@ -342,12 +373,13 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, seconds: dict[str, 
         for row in stream_tasks(items, task, workers.cpus_per_index_task, workers.index_resources):
             outcome = UnitOutcome(**json.loads(row["outcome"]))
             counted_by.add(outcome.counted_by)
-            troubles.requests_repeated += outcome.repeated
+            done.troubles.requests_repeated += outcome.repeated
+            done.read.add(outcome.key)
             if outcome.error:
                 bad[outcome.key] = outcome
             ticker.advance(1)
             _tell(outcome, ticker.state.total - ticker.state.done)
-        seconds["index"] = ticker.state.seconds
+        done.index_seconds += ticker.state.seconds
     if "tokenizers" in counted_by:
         progress.say(
             "warning: tokens were counted with the slow reference library; gigatoken cannot take this tokenizer"
@@ -404,21 +436,22 @@ def _judge(
     questions: Questions,
     pending: Pending,
     progress: Progress,
-    troubles: Troubles,
-) -> Judged:
+    done: Done,
+) -> None:
     """Stage 2 for one signal."""
+    total = done.judged.setdefault(signal.name, Judged(0, 0))
     if not len(pending):
         progress.say(f"{signal.name}: {pending.distinct:,} distinct questions, all judged before")
-        return Judged(0, pending.distinct)
+        return
     cluster = stack.enter_context(_ray(plan))
     if not plan.fresh:  # otherwise it was checked before the first file was read
         _check_cluster(plan, cluster, plan.out)
     resources, custom = signal.resources(cluster.gpus), plan.config.workers.index_resources
     judged = score_missing(plan.out, snapshot, signal, store, questions, pending, resources, custom, progress)
-    troubles.requests_repeated += judged.repeated
-    troubles.workers_replaced += len(judged.replaced)
-    troubles.restarts += judged.restarts
-    return judged
+    total.join(judged)
+    done.troubles.requests_repeated += judged.repeated
+    done.troubles.workers_replaced += len(judged.replaced)
+    done.troubles.restarts += judged.restarts
 
 
 def _settled(store: ScoreStore, questions: Questions, troubles: Troubles, progress: Progress) -> Settled:
@@ -460,7 +493,10 @@ def _read_scored(out: Place) -> Scored:
     place = out.child("index", "scored.json")
     if not place.exists():
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
-    content = json.loads(place.read_bytes())
+    again = "is damaged, or was left by another version; run `s2r score` with this --out again"
+    content = place.read_json()
+    if content is None or "snapshot" not in content:
+        raise UsageError(f"{place} {again}")
     snapshot = out.child("index", "snapshots", f"{content.pop('snapshot')}.json").read_bytes()
     try:
         return Scored(Snapshot.from_json(snapshot), **content)

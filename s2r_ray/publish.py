@@ -98,10 +98,18 @@ def publish(out: Place, run: Place, record: RunRecord) -> None:
     pointer = {"run_id": record.run_id, "path": f"runs/{record.run_id}"}
 
     def forward(old: bytes | None) -> bytes | None:
-        newer = old is not None and json.loads(old)["run_id"] >= record.run_id
+        newer = old is not None and _pointed(old) >= record.run_id
         return None if newer else json.dumps(pointer).encode()
 
     out.child("latest.json").replace(forward)
+
+
+def _pointed(pointer: bytes) -> str:
+    """The run that a `latest.json` names; "", which is before any run, if it is damaged."""
+    try:
+        return str(json.loads(pointer)["run_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _digest(place: Place) -> str:
@@ -114,9 +122,7 @@ def _digest(place: Place) -> str:
 
 
 def read_latest(out: Place) -> dict[str, Any] | None:
-    """What `latest.json` says, None before the first run."""
+    """What `latest.json` says, None before the first run or if it is damaged; the next run writes it anew."""
     place = out.child("latest.json")
-    if not place.exists():
-        return None
-    latest: dict[str, Any] = json.loads(place.read_bytes())
-    return latest
+    latest = place.read_json() if place.exists() else None
+    return latest if latest and {"run_id", "path"} <= latest.keys() else None

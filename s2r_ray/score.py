@@ -84,6 +84,16 @@ class Judged:
     repeated: int = 0
     prompt_tokens: int = 0
 
+    def join(self, later: Judged) -> None:
+        """Take in what a later pass over the same questions did; `reused` becomes that pass's."""
+        self.judged += later.judged
+        self.reused = later.reused
+        self.faults += later.faults
+        self.seconds += later.seconds
+        self.worker_seconds += later.worker_seconds
+        self.loading = max(self.loading, later.loading)
+        self.prompt_tokens += later.prompt_tokens
+
     def add(self, result: dict[str, Any]) -> bool:
         """Take in a worker's answer; True if it is the first of one that stands for a worker that died."""
         self.faults += result["faults"]

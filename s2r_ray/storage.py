@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import tempfile
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _GLOB = re.compile(r"[*?\[]")
+_KEYS_BEFORE_BUCKET = re.compile(r"[^/]*[:@]")  # no bucket has these in its name; a secret may have slashes
+_KEYS_BEHIND = re.compile(r"[?&][\w-]*(key|secret|token|signature|credential)[\w-]*=", re.IGNORECASE)
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 _PROBE_SECONDS = 5
@@ -105,7 +108,7 @@ class Place:
             return cls(_absolute(rest), options)
         if scheme != "s3":
             raise UsageError(f"{scheme}://… is not supported; expected a path, file:// or s3://bucket/prefix")
-        if "@" in rest.split("/", 1)[0]:
+        if _KEYS_BEFORE_BUCKET.match(rest) or _KEYS_BEHIND.search(rest):
             raise UsageError("an s3:// address must not contain credentials; use AWS_ACCESS_KEY_ID and its kin")
         if not rest.strip("/"):
             raise UsageError(f"{text}: the bucket is missing; expected s3://bucket/prefix")
@@ -205,6 +208,14 @@ class Place:
         """The whole object."""
         with _explained(f"cannot read {self.uri}"):
             return cast(bytes, self.filesystem().cat_file(self.uri))
+
+    def read_json(self) -> dict[str, Any] | None:
+        """The object's content as JSON, None if it is damaged: not one JSON object."""
+        try:
+            content = json.loads(self.read_bytes())
+        except ValueError:
+            return None
+        return content if isinstance(content, dict) else None
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole object; readers see the old one or the new one."""
@@ -309,9 +320,9 @@ class Place:
         raise S2RError(f"cannot write {self.uri}: others kept changing it, {_REPLACE_TRIES} times")
 
     def set_aside(self) -> Place:
-        """Rename one object to `NAME.damaged`, where nothing looks for it; returns the new place."""
+        """Rename one object to `NAME.damaged`, where nothing looks for it, unless it is gone; returns the new place."""
         aside = Place(f"{self.uri}.damaged", self.options)
-        with _explained(f"cannot rename {self.uri}"):
+        with _explained(f"cannot rename {self.uri}"), contextlib.suppress(FileNotFoundError):
             self.filesystem().mv(self.uri, aside.uri)
         return aside
 

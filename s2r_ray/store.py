@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from s2r_ray.keys import KEY, KeySet, Places
 from s2r_ray.signals.base import Signal, Status
 from s2r_ray.storage import Place
-from s2r_ray.tables import DamagedError, read_ahead, read_own, write_table
+from s2r_ray.tables import DamagedError, read_ahead, read_own, write_own
 
 _TOGETHER_ROWS = 1 << 17
 _NO_FAULTS = pa.schema([("at", pa.int64()), ("status", pa.string()), ("detail", pa.string())]).empty_table()
@@ -121,7 +121,7 @@ class ScoreStore:
 
     def append(self, table: pa.Table) -> None:
         """Add a part; what this returns from is durable."""
-        write_table(self.place.child(f"part-{uuid.uuid4().hex}.parquet"), table.cast(self.schema()))
+        write_own(self.place.child(f"part-{uuid.uuid4().hex}.parquet"), table.cast(self.schema()))
 
     def parts(self) -> list[str]:
         """Names of the parts, sorted."""
@@ -178,7 +178,7 @@ class ScoreStore:
 
     def _part(self, name: str) -> pa.Table | DamagedError:
         try:
-            return read_own(self.place.child(name))  # whole: damage in any column costs the part
+            return read_own(self.place.child(name), self.schema().names)  # whole: damage in any column costs the part
         except DamagedError as error:
             return error
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from s2r_ray.errors import S2RError
 from s2r_ray.storage import Place
 
+_NAME = b"s2r_ray"
 _AHEAD = 16
 _AHEAD_ROWS = 1 << 17
 _RELEASE_ROWS = 1 << 20
@@ -74,17 +75,36 @@ def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_own(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
-    """As `read_table`, for what this package wrote.
+    """As `read_table`, for what `write_own` wrote and ought to be there.
 
     Raises:
-        DamagedError: it cannot be read as Parquet, or a checksum is wrong.
-        S2RError: there is no such file, or no way to it.
+        DamagedError: it is gone, it cannot be read as Parquet, a checksum is wrong, or it is another table than that.
+        S2RError: there is no way to it.
     """
     try:
-        return read_table(place, columns)
+        with open_parquet(place) as file:
+            stated = (file.schema_arrow.metadata or {}).get(_NAME)
+            if stated is not None and stated != _own_name(place):
+                raise DamagedError(place, f"it is {stated.decode(errors='replace')}, under another name")
+            absent = set(columns or ()) - set(file.schema_arrow.names)
+            if absent:
+                raise DamagedError(place, f"it has no column {', '.join(sorted(absent))}")
+            wanted = None if columns is None else list(columns)
+            return file.read(columns=wanted, use_threads=not place.is_remote).replace_schema_metadata()
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines() or [type(error).__name__]
         raise DamagedError(place, why[0]) from error
+    except DamagedError:
+        raise
+    except S2RError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise DamagedError(place, "it is gone") from error
+        raise
+
+
+def _own_name(place: Place) -> bytes:
+    """What a file of ours is called inside of it: folder and name, which stay when the output place is moved."""
+    return "/".join(place.uri.split("/")[-2:]).encode()
 
 
 def read_ahead(read: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
@@ -117,6 +137,11 @@ def release_memory() -> None:
     what one step has freed is held beside what the next one takes."""
     pa.default_memory_pool().release_unused()
     pa.system_memory_pool().release_unused()
+
+
+def write_own(place: Place, table: pa.Table) -> None:
+    """As `write_table`, with its name inside, so that it is not mistaken for another one."""
+    write_table(place, table.replace_schema_metadata({_NAME: _own_name(place)}))
 
 
 def write_table(place: Place, table: pa.Table) -> None:

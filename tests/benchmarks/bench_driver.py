@@ -29,7 +29,7 @@ from s2r_ray.config import load_config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.index import QUESTIONS_SCHEMA, SCHEMA, PoolIndex, Snapshot, candidates_place, questions_place
 from s2r_ray.mapping import Mapping
-from s2r_ray.pipeline import Plan, Troubles, index_and_score, rank_and_publish
+from s2r_ray.pipeline import Done, Plan, index_and_score, rank_and_publish
 from s2r_ray.progress import Progress
 from s2r_ray.ranking import parse_weights
 from s2r_ray.readers import Unit
@@ -185,7 +185,7 @@ def select(plan: Plan) -> None:
 def night(plan: Plan) -> None:
     """All of a run with nothing to do: find, check, rank, write, report and publish."""
     quiet = Progress(quiet=True)
-    scored = index_and_score(plan, quiet, Troubles())
+    scored = index_and_score(plan, quiet, Done())
     rank_and_publish(plan.out, scored, plan.weights, plan.config.budgets, "2026-11-21", quiet)
 
 
@@ -202,7 +202,7 @@ def first(plan: Plan) -> dict[str, float]:
     with connected(None):
         items = work_items(snapshot_of(plan), pending, BATCH)
         capacity = ray.cluster_resources()["object_store_memory"]
-        for number, result in enumerate(stream_actors(items, load_nothing, Idle, (), Resources(cpus=0.5))):
+        for number, result in enumerate(stream_actors(items, load_nothing, Idle, (), Resources(cpus=0.5), {})):
             handed += result["scored"]
             if number % 256 == 0:
                 most = max(most, capacity - ray.available_resources().get("object_store_memory", 0))

@@ -37,7 +37,13 @@ class SlowJudge(HashJudge):
     def resources(self, gpus_in_cluster: float) -> Resources:
         """Half a core for a worker."""
         del gpus_in_cluster
-        return Resources((self.workers, self.workers), 0.5, 0, self.batch, self.restarts, self.hang_seconds)
+        return Resources(
+            workers=(self.workers, self.workers),
+            cpus=0.5,
+            batch=self.batch,
+            restarts=self.restarts,
+            hang_seconds=self.hang_seconds,
+        )
 
     def open(self) -> None:
         """Say who is here."""

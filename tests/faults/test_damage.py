@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from s2r_ray import pipeline
 from s2r_ray.config import load_config
-from s2r_ray.errors import S2RError
+from s2r_ray.diff import diff_runs
+from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.progress import Progress
 from s2r_ray.storage import Place
 from tests.command import results
@@ -58,3 +61,44 @@ def test_damaged_files_are_made_anew(
     with pytest.raises(S2RError, match=r"is damaged.*s2r score. with this --out makes it anew"):
         pipeline.select(load_config(None, {"out": out.uri}), Progress(quiet=True))
     assert published(out)[0]["run_id"] == record["run_id"], "a half-done selection that was published"
+
+
+def test_files_that_are_whole_but_wrong(
+    tmp_path: Path, pool: Path, tokenizer_dir: Path, cluster: Cluster, undisturbed: tuple[Place, int]
+) -> None:
+    """Catches: a file that is gone, another one's copy or no table of ours, told as a bug, met again by each later run,
+    or taken for what it is called; counts of the last pass alone where damage was repaired on the way."""
+    shutil.copytree(undisturbed[0].uri, tmp_path / "out")
+    out = Place.of(tmp_path / "out")
+    candidates, questions = (sorted((tmp_path / "out" / "index").rglob(f"*.{kind}.parquet"))
+                             for kind in ("candidates", "questions"))  # fmt: skip
+    parts = [tmp_path / "out" / "scores" / part for part in score_parts(out)]
+    shutil.copy(candidates[0], candidates[1])
+    questions[2].unlink()
+    shutil.copy(next(pool.glob("*.parquet")), candidates[3])
+    shutil.copy(next(pool.glob("*.parquet")), parts[0])
+    shutil.copy(parts[1], parts[2])
+    (tmp_path / "out" / "latest.json").write_bytes(b"")
+    running = job(tmp_path, pool, tokenizer_dir, cluster, seconds=0.0)
+    running.start()
+    assert running.wait() == 0, running.log()
+    record, run = published(out)
+    assert results(run) == results(published(undisturbed[0])[1])
+    assert record["counts"]["damaged_files"] == 5
+    assert record["counts"]["files_read"] == record["counts"]["units_read"] == 3
+    assert record["counts"]["difficulty_judged"] == 2 * BATCH
+    assert record["counts"]["difficulty_reused"] == undisturbed[1] - 2 * BATCH
+    assert record["seconds"]["index"] > 0
+    for place, said in ((candidates[1], "under another name"), (candidates[3], "it has no column")):
+        assert re.search(rf"{re.escape(str(place))} is damaged: .*{said}", running.log()), running.log()
+
+    (tmp_path / "out" / "index" / "scored.json").write_bytes(b"{}")
+    with pytest.raises(UsageError, match=r"scored\.json is damaged.*run `s2r score` with this --out again"):
+        pipeline.select(load_config(None, {"out": out.uri}), Progress(quiet=True))
+    shutil.rmtree(Path(run.uri) / "ranking")
+    first = published(undisturbed[0])[0]["run_id"]
+    with pytest.raises(UsageError, match=r"is damaged or gone .*; name two other runs"):
+        diff_runs(out, first, record["run_id"])
+    (tmp_path / "out" / "runs" / first / "run.json").write_bytes(b"{")
+    with pytest.raises(UsageError, match=r"run\.json is damaged"):
+        diff_runs(out, first, record["run_id"])

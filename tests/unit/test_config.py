@@ -238,6 +238,7 @@ def test_prompt_without_a_question() -> None:
         ({"gpus_per_judge": 2, "tensor_parallel": 4}, "gpus_per_judge (2) and tensor_parallel (4) differ"),
         ({"accelerator_type": "H100", "gpus_per_judge": 0}, "accelerator_type names a kind of GPU"),
         ({"judges_min": 3, "judges_max": 2}, "judges_min (3) is more than judges_max (2)"),
+        ({"address": "ray://me:hush@head:10001"}, "a Ray address must not contain credentials"),
     ],
 )
 def test_workers_that_contradict_themselves(workers: dict[str, Any], said: str) -> None:
@@ -245,3 +246,4 @@ def test_workers_that_contradict_themselves(workers: dict[str, Any], said: str) 
     with pytest.raises(UsageError) as error:
         load_config(None, {"workers": workers})
     assert said in str(error.value)
+    assert "hush" not in str(error.value)

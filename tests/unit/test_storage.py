@@ -60,6 +60,8 @@ def test_relative_and_home_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("s3://", "the bucket is missing"),
         ("s3:///", "the bucket is missing"),
         ("s3://key:secret@bucket/x", "must not contain credentials"),
+        ("s3://AKIA:wJal/K7MDENG/bPx@bucket/x", "must not contain credentials"),
+        ("s3://bucket/x?aws_secret_access_key=hush", "must not contain credentials"),
     ],
 )
 def test_wrong_addresses(text: str, said: str) -> None:
