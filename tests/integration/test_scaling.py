@@ -1,0 +1,70 @@
+"""Judge workers come and go as asked, and are gone before anything is ranked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2r_ray import pipeline
+from s2r_ray.config import load_config
+from s2r_ray.progress import Progress
+from s2r_ray.signals.base import Resources, Scores, Subject
+from s2r_ray.storage import Place
+from s2r_ray.synth import write_pool
+from tests.fakes import HashJudge
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+LEAST, MOST = 1, 3
+
+
+@dataclass(frozen=True)
+class Many(HashJudge):
+    """Takes its time, and leaves its process id when it first works."""
+
+    folder: str = ""
+
+    def resources(self, gpus_in_cluster: float) -> Resources:
+        """See `Signal`."""
+        del gpus_in_cluster
+        return Resources(workers=(LEAST, MOST), cpus=0.5, batch=4)
+
+    def score(self, batch: Sequence[Subject]) -> Scores:
+        """See `Signal`."""
+        Path(self.folder, str(os.getpid())).touch()
+        time.sleep(0.3)
+        return super().score(batch)
+
+
+def test_workers_come_and_go(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a pool of workers that stays at its least, and GPUs that are held while the driver ranks."""
+    write_pool(Place.of(tmp_path / "pool"), 120, 3, 60)
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    seen = {}
+
+    def watched(*arguments: Any) -> Any:
+        import ray
+
+        seen["judges"] = len(list(pids.iterdir()))
+        limit = time.monotonic() + 2  # the cluster hears of it after a moment
+        while (free := ray.available_resources()["CPU"]) < 4 and time.monotonic() < limit:
+            time.sleep(0.05)
+        seen["free"] = free
+        return rank(*arguments)
+
+    rank = pipeline.rank
+    monkeypatch.setattr(pipeline, "rank", watched)
+    config = load_config(None, {
+        "pools": [{"uri": str(tmp_path / "pool")}], "out": str(tmp_path / "out"), "tokenizer": str(tokenizer_dir),
+        "guards": {"cutoff_tokens": 0},
+    })  # fmt: skip
+    pipeline.run(config, Progress(quiet=True), [Many(folder=str(pids))])
+    assert LEAST < seen["judges"] <= MOST
+    assert seen["free"] == 4, "resources that nobody gave back"
