@@ -29,6 +29,7 @@ from s2r_ray.config import load_config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.index import QUESTIONS_SCHEMA, SCHEMA, PoolIndex, Snapshot, candidates_place, questions_place
 from s2r_ray.mapping import Mapping
+from s2r_ray.models import ModelRef
 from s2r_ray.pipeline import Done, Plan, index_and_score, rank_and_publish
 from s2r_ray.progress import Progress
 from s2r_ray.ranking import parse_weights
@@ -146,7 +147,7 @@ def plan_of(out: Place, rows: int, units: int) -> Plan:
     """A plan over units that are all indexed already; what they were indexed from is not there."""
     units = max(1, min(units, rows // 100))
     mapping = Mapping(question="problem", traces="generations")
-    pool = PoolIndex(Place.of("/pool"), out, mapping, Guards(), "first", "", "made up")
+    pool = PoolIndex(Place.of("/pool"), out, mapping, Guards(), "first", ModelRef("none", Path(), "made up"))
     each = [Unit(0, f"part-{number:05d}.parquet", 1 << 27, "1") for number in range(units)]
     settings = {"pools": [{"uri": "/pool"}], "out": out.uri, "max_error_rate": "0.01"}
     config = load_config(None, settings)
