@@ -70,7 +70,7 @@ def check_demand(demand: Demand, nodes: Sequence[Node], *, autoscaling: bool, as
     """Hold a demand against the cluster.
 
     Args:
-        autoscaling: take it that nodes that are missing will come.
+        autoscaling: take it that nodes that are missing will come, unless Ray tells which may.
         ask: run the check on the nodes that live; connected to Ray.
 
     Raises:
@@ -78,7 +78,7 @@ def check_demand(demand: Demand, nodes: Sequence[Node], *, autoscaling: bool, as
             and how to go on.
     """
     room = sum(node.room(demand.needs) for node in nodes)
-    if room < demand.least and not autoscaling:
+    if room < demand.least and not may_grow(nodes, autoscaling):
         raise UsageError(_too_little(demand, nodes, room))
     asked = [node for node in nodes if node.identity and node.room(demand.needs)]
     faults: dict[str, list[str]] = {}
@@ -88,6 +88,11 @@ def check_demand(demand: Demand, nodes: Sequence[Node], *, autoscaling: bool, as
     if faults:
         told = "; ".join(f"{_count(len(names))} ({', '.join(names[:3])}): {said}" for said, names in faults.items())
         raise UsageError(f"of {_count(len(asked))} with room for {demand.what}, these cannot run it: {told}")
+
+
+def may_grow(nodes: Sequence[Node], autoscaling: bool) -> bool:
+    """Whether nodes may come of which nothing is known. Where Ray tells which kinds there are, there are no others."""
+    return autoscaling and all(node.identity for node in nodes)
 
 
 def _too_little(demand: Demand, nodes: Sequence[Node], room: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.models import ModelRef, check_readable
-from s2r_ray.placement import Demand, Node, check_demand, inventory
+from s2r_ray.placement import Demand, Node, check_demand, inventory, may_grow
 from s2r_ray.signals.base import Resources, Signal
 from s2r_ray.storage import Place
 
@@ -46,7 +46,9 @@ def check_cluster(
         for signal in signals:
             resources = signal.resources(gpus)
             least = cpus_at_once(workers, resources)
-            if least > sum(node.count * node.resources.get("CPU", 0) for node in nodes) and not workers.autoscaling:
+            if least > sum(node.count * node.resources.get("CPU", 0) for node in nodes) and not may_grow(
+                nodes, workers.autoscaling
+            ):
                 raise UsageError(
                     f"{resources.workers[0]} {signal.name} workers and a task that reads for them need {least:g} CPUs "
                     f"at once; there is: {inventory(nodes)}. Lower workers.judges_min or cpus_per_judge, or add nodes"
