@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 
 from s2r_ray.publish import installed_versions
-from tests.benchmarks import bench_driver, bench_judge, bench_nightly, bench_ranking, bench_tokens
+from tests.benchmarks import bench_driver, bench_judge, bench_nightly, bench_ranking, bench_scaling, bench_tokens
 from tests.benchmarks.table import Row, quietly, show
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=8, help="text to count")
     parser.add_argument("--questions", type=int, default=2000, help="questions to judge")
     parser.add_argument("--samples", type=int, default=100_000, help="problems of the nightly pool")
+    parser.add_argument("--seconds", type=float, default=250, help="work of each actor of the scaling rows")
     parser.add_argument("--driver", type=int, default=10_000_000, help="samples to drive a run over")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
@@ -32,6 +33,7 @@ def main() -> None:
         (bench_judge.run, given.questions),
         (bench_nightly.run, given.samples),
         (bench_driver.run, given.driver),
+        (bench_scaling.run, given.seconds),
     ]
     rows: list[Row] = []
     for bench, size in parts:
