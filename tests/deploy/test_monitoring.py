@@ -114,7 +114,7 @@ def test_alerts_say_what_and_come_after_what_heals_itself() -> None:
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert "$value" in rule["annotations"]["summary"]
-    (limit,) = re.findall(r"> (\d+)$", rules["S2RNoProgress"]["expr"])
+    (limit,) = re.findall(r"> (\d+) and ", rules["S2RNoProgress"]["expr"])
     assert int(limit) > load_config(str(DEPLOY / "config.yaml"), {}).workers.hang_seconds
     job = next(found for found in documents("kuberay/cronjob.yaml") if found["kind"] == "CronJob")
     assert f'cronjob="{job["metadata"]["name"]}"' in rules["S2RNightMissed"]["expr"]
