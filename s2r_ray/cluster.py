@@ -41,10 +41,9 @@ class Cluster:
     nodes: tuple[Node, ...]
     ours: bool
 
-    @property
-    def gpus(self) -> float:
-        """Over all nodes, those that may come among them."""
-        return sum(node.count * node.resources.get("GPU", 0) for node in self.nodes if node.resources.get("GPU"))
+    def total(self, resource: str) -> float:
+        """Of a resource by Ray's name, over all nodes, those that may come among them."""
+        return sum(node.count * node.resources[resource] for node in self.nodes if node.resources.get(resource))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,10 +25,9 @@ from s2r_ray.models import ModelRef, fetch
 from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
 from s2r_ray.retries import take_repeated
 from s2r_ray.storage import Place
-from s2r_ray.tables import DamagedError, read_own, write_own
+from s2r_ray.tables import DamagedError, read_ahead, read_own, write_own
 from s2r_ray.tokens import TokenCounter, open_counter
 
-_READ_THREADS = 16
 _CODE_VERSION = 2
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
 
@@ -130,9 +128,8 @@ def damaged_units(out: Place, keys: Iterable[str]) -> list[DamagedError]:
                 return error
         return None
 
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
-        there = indexed_keys(out).intersection(keys)
-        return [found for found in threads.map(look, sorted(there)) if found is not None]
+    there = indexed_keys(out).intersection(keys)
+    return [found for found in read_ahead(look, sorted(there)) if found is not None]
 
 
 def unit_of(out: Place, place: Place) -> str:

@@ -154,7 +154,10 @@ def _fetched(ref: ModelRef, weights: bool) -> Path:
     if ref.commit is not None:
         return _from_hub(ref.name, ref.commit, weights)
     if ref.place is not None:
-        return _from_store(ref.place, weights, ref.identity if weights else None)
+        files = _model_files(ref.place)
+        if weights and _listing_digest(files) != ref.identity:
+            raise S2RError(f"the model in {ref.place} was replaced after this run began; start the run again")
+        return _from_store(ref.place, files, weights)
     return _shared_folder(ref)
 
 
@@ -207,7 +210,7 @@ def _locate_in_store(name: str, what: str, storage: StorageOptions) -> ModelRef:
         files = _model_files(place)
         if not files:
             raise UsageError(f"{what} {name}: no model under this prefix; expected config.json and its files there")
-        return ModelRef(name, _from_store(place, weights=False), _listing_digest(files), place=place)
+        return ModelRef(name, _from_store(place, files, weights=False), _listing_digest(files), place=place)
     except UsageError:
         raise
     except S2RError as error:
@@ -219,17 +222,14 @@ def _model_files(place: Place) -> list[FileInfo]:
     return [file for file in place.files() if "/" not in file.path and file.path.endswith(_SUFFIXES)]
 
 
-def _from_store(place: Place, weights: bool, identity: str | None = None) -> Path:
-    """A copy in this node's cache, under a name made of the objects' names, sizes and ETags.
+def _from_store(place: Place, files: Sequence[FileInfo], weights: bool) -> Path:
+    """A copy of the files in this node's cache, under a name made of their names, sizes and ETags.
 
     Raises:
-        S2RError: the store fails, the cache cannot be written, or the objects are no longer those of `identity`.
+        S2RError: the store fails, or the cache cannot be written.
     """
     from filelock import FileLock
 
-    files = _model_files(place)
-    if identity is not None and _listing_digest(files) != identity:
-        raise S2RError(f"the model in {place} was replaced after this run began; start the run again")
     wanted = [file for file in files if file.path.endswith(_SMALL) or (weights and file.path.endswith(_WEIGHTS))]
     cache = cache_folder() / "models"
     target = cache / hashlib.sha256(_listing_digest(wanted).encode()).hexdigest()[:32]

@@ -356,7 +356,7 @@ def try_cluster(plan: Plan) -> None:
 def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None) -> None:
     roots, tokenizer = [pool.root for pool in plan.pools], plan.pools[0].tokenizer
     workers = plan.config.workers
-    check_cluster(cluster.nodes, workers, out, roots, tokenizer, plan.signals, ask=not cluster.ours)
+    check_cluster(cluster, workers, out, roots, tokenizer, plan.signals)
 
 
 def _index(plan: Plan, stack: ExitStack, progress: Progress, done: Done) -> Snapshot:
@@ -446,7 +446,7 @@ def _judge(
     cluster = stack.enter_context(_ray(plan))
     if not plan.fresh:  # otherwise it was checked before the first file was read
         _check_cluster(plan, cluster, plan.out)
-    resources, custom = signal.resources(cluster.gpus), plan.config.workers.index_resources
+    resources, custom = signal.resources(cluster.total("GPU")), plan.config.workers.index_resources
     judged = score_missing(plan.out, snapshot, signal, store, questions, pending, resources, custom, progress)
     total.join(judged)
     done.troubles.requests_repeated += judged.repeated

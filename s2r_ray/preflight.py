@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from s2r_ray.cluster import Cluster
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.models import ModelRef, check_readable
-from s2r_ray.placement import Demand, Node, check_demand, inventory, may_grow
+from s2r_ray.placement import Demand, check_demand, inventory, may_grow
 from s2r_ray.signals.base import Resources, Signal
 from s2r_ray.storage import Place
 
@@ -19,36 +20,31 @@ if TYPE_CHECKING:
 
 
 def check_cluster(
-    nodes: Sequence[Node],
+    cluster: Cluster,
     workers: WorkersSection,
     out: Place | None,
     pools: Sequence[Place],
     tokenizer: ModelRef,
     signals: Sequence[Signal],
-    *,
-    ask: bool,
 ) -> None:
-    """Hold what a run needs against the cluster; connected to Ray.
+    """Hold what a run needs against the cluster; connected to Ray. On a Ray of our own no node has to be asked.
 
     Args:
         out: where an object is put that every node must see, and taken away again; None: nothing is.
         pools: their roots.
-        ask: also ask the nodes whether they see what they must; needless on a Ray of our own.
 
     Raises:
         UsageError: says what was asked, what there is and how to go on.
     """
-    gpus = sum(node.room({"GPU": 1}) for node in nodes)
+    nodes, ask = cluster.nodes, not cluster.ours
     with _sign(out) if ask and out else contextlib.nullcontext() as sign:
         task = {"CPU": max(1, workers.cpus_per_index_task), **workers.index_resources}
         look = partial(_look, sign, pools, tokenizer, None)
         check_demand(Demand("a task that reads", task, 1, look), nodes, autoscaling=workers.autoscaling, ask=ask)
         for signal in signals:
-            resources = signal.resources(gpus)
+            resources = signal.resources(cluster.total("GPU"))
             least = cpus_at_once(workers, resources)
-            if least > sum(node.count * node.resources.get("CPU", 0) for node in nodes) and not may_grow(
-                nodes, workers.autoscaling
-            ):
+            if least > cluster.total("CPU") and not may_grow(nodes, workers.autoscaling):
                 raise UsageError(
                     f"{resources.workers[0]} {signal.name} workers and a task that reads for them need {least:g} CPUs "
                     f"at once; there is: {inventory(nodes)}. Lower workers.judges_min or cpus_per_judge, or add nodes"

@@ -14,7 +14,7 @@ from typing import Any
 from s2r_ray import __version__
 from s2r_ray.config import Config
 from s2r_ray.errors import S2RError
-from s2r_ray.storage import Place
+from s2r_ray.storage import Place, json_object
 
 _SCHEMA_VERSION = 1
 _DIGEST_BYTES = 1 << 20
@@ -98,18 +98,11 @@ def publish(out: Place, run: Place, record: RunRecord) -> None:
     pointer = {"run_id": record.run_id, "path": f"runs/{record.run_id}"}
 
     def forward(old: bytes | None) -> bytes | None:
-        newer = old is not None and _pointed(old) >= record.run_id
+        latest = _latest(old) if old is not None else None
+        newer = latest is not None and latest["run_id"] >= record.run_id
         return None if newer else json.dumps(pointer).encode()
 
     out.child("latest.json").replace(forward)
-
-
-def _pointed(pointer: bytes) -> str:
-    """The run that a `latest.json` names; "", which is before any run, if it is damaged."""
-    try:
-        return str(json.loads(pointer)["run_id"])
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 def _digest(place: Place) -> str:
@@ -124,5 +117,11 @@ def _digest(place: Place) -> str:
 def read_latest(out: Place) -> dict[str, Any] | None:
     """What `latest.json` says, None before the first run or if it is damaged; the next run writes it anew."""
     place = out.child("latest.json")
-    latest = place.read_json() if place.exists() else None
-    return latest if latest and {"run_id", "path"} <= latest.keys() else None
+    return _latest(place.read_bytes()) if place.exists() else None
+
+
+def _latest(data: bytes) -> dict[str, Any] | None:
+    """The content of a `latest.json`, None if it is damaged."""
+    latest = json_object(data)
+    named = latest is not None and all(isinstance(latest.get(name), str) for name in ("run_id", "path"))
+    return latest if named else None

@@ -210,12 +210,8 @@ class Place:
             return cast(bytes, self.filesystem().cat_file(self.uri))
 
     def read_json(self) -> dict[str, Any] | None:
-        """The object's content as JSON, None if it is damaged: not one JSON object."""
-        try:
-            content = json.loads(self.read_bytes())
-        except ValueError:
-            return None
-        return content if isinstance(content, dict) else None
+        """The object's content as `json_object` gives it."""
+        return json_object(self.read_bytes())
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole object; readers see the old one or the new one."""
@@ -389,6 +385,15 @@ class Place:
             probe.delete()
         except S2RError as error:
             raise UsageError(f"the output place cannot be written: {error}") from error
+
+
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """What one of our JSON files says, None if it is damaged: not one JSON object."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _absolute(path: str) -> str:
