@@ -85,9 +85,10 @@ def run(
 def plan(settings: Config, as_json: AsJson = False) -> None:
     """Say what a run would read and judge, and check everything it needs. Changes nothing."""
     from s2r_ray import pipeline
+    from s2r_ray.progress import Progress
 
     planned = pipeline.prepare(settings)
-    pipeline.try_cluster(planned)
+    pipeline.try_cluster(planned, Progress())
     summary = pipeline.summarize(planned)
     if as_json:
         print_json(summary)
