@@ -36,6 +36,8 @@ _WRONG_USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
 _INTERRUPTED = 130
 _TERMINATED = 128 + signal.SIGTERM
 _STOPPED = "stopped; what was indexed and judged is kept, run the same command again to go on"
+_BEGIN_AGAIN = "stopped; nothing half-done counts, run the same command again"
+_GO_ON = ("run", "score")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -214,7 +216,10 @@ def synth(
 
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
-    signal.signal(signal.SIGTERM, partial(_stop, own_stream(sys.stderr)))  # `ray job stop`, a pod that is moved
+    stream = own_stream(sys.stderr)
+    signal.signal(signal.SIGTERM, partial(_stop, stream, _TERMINATED))  # `ray job stop`, a pod that is moved
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell said to ignore it
+        signal.signal(signal.SIGINT, partial(_interrupt, stream))
     try:
         exit_code = app(standalone_mode=False) or 0
     except TooManyErrors as error:
@@ -230,20 +235,37 @@ def main() -> None:
         log.write_text(traceback.format_exc(), encoding="utf-8")
         _fail(f"unexpected {type(error).__name__}: {error}. Please report it with {log}", 1)
     if exit_code == _INTERRUPTED:  # what typer makes of Ctrl-C
-        _fail(_STOPPED, exit_code)
+        _fail(_stopped(), exit_code)
     sys.exit(exit_code)
 
 
-def _stop(stream: TextIO, *_: object) -> NoReturn:
+def _interrupt(stream: TextIO, *_: object) -> NoReturn:
+    """Ctrl-C unwinds, so that Ray and its workers end in order, within seconds; a second one ends at once."""
+    signal.signal(signal.SIGINT, partial(_stop, stream, _INTERRUPTED))
+    raise KeyboardInterrupt
+
+
+def _stop(stream: TextIO, exit_code: int, *_: object) -> NoReturn:
     """End at once. An exception out of a signal handler can meet native code of Ray, which aborts; what is written is
     written whole or not at all, so nothing needs to be put in order."""
-    stream.write(f"error: {_STOPPED}\n")
+    show_cursor = "\x1b[?25h" if stream.isatty() else ""  # a bar hides it
+    stream.write(f"{show_cursor}error: {_stopped()}\n")
     stream.flush()
-    os._exit(_TERMINATED)
+    os._exit(exit_code)
+
+
+def _stopped() -> str:
+    return _STOPPED if sys.argv[1:2] and sys.argv[1] in _GO_ON else _BEGIN_AGAIN
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
+    from s2r_ray.progress import terminal
+
+    console = terminal(sys.stderr)
+    if console:
+        console.print(f"error: {message}")
+    else:
+        sys.stderr.write(f"error: {message}\n")
     sys.exit(exit_code)
 
 

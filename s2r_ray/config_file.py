@@ -58,6 +58,7 @@ def _pools(name: str, mapping: Mapping) -> list[str]:
     fields = PoolSection.model_fields
     first, *lines = [*_comment(_meaning(fields["uri"])), "uri: ''"]
     lines += [*_comment(_meaning(fields["preset"])), f"preset: {name}"]
+    lines += [*_comment(_meaning(fields["labels"])), "labels: {}"]
     lines += [*_comment(_MAPPING), "# mapping:", *_indented(_columns(mapping), "#   ")]
     return ["pools:", f"  - {first}", *_indented(lines, "    ")]
 

@@ -42,7 +42,7 @@ class Setting:
     """An option for one key of the configuration.
 
     Attributes:
-        key: of the configuration, dotted.
+        key: of the configuration, dotted; `pools.` stands for each pool that --pool names.
         kind: what the option takes; a list: it may be repeated.
         text: what it is, with its unit.
         metavar: what stands for its value in the help; none for choices, empty for switches.
@@ -73,6 +73,11 @@ class Setting:
         return Annotated[self.kind | None, option]
 
 
+def _labels(options: list[str]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    return {name: column if separator else name for name, separator, column in pairs}
+
+
 def _weights(options: list[str]) -> dict[str, str]:
     pairs = [option.partition("=") for option in options]
     for option, (name, separator, value) in zip(options, pairs, strict=True):
@@ -86,7 +91,20 @@ SETTINGS: Mapping[str, Setting] = {
         "pools", list[str], "Pool to select from: file, folder or glob; a path or s3://. Repeatable.", "URI"
     ),
     "preset": Setting(
-        "pools", str, "Column mapping of the pools, by name.", "NAME", "openr1-math-220k", complete=completion.presets
+        "pools.preset",
+        str,
+        "Column mapping of the pools, by name.",
+        "NAME",
+        "openr1-math-220k",
+        complete=completion.presets,
+    ),
+    "label": Setting(
+        "pools.labels",
+        list[str],
+        "Column of the pools to call samples by, as NAME=COLUMN or just COLUMN. Repeatable.",
+        "COLUMN",
+        "those of the preset",
+        read=_labels,
     ),
     "out": Setting("out", str, "Where everything is written and kept; a path or s3://.", "URI"),
     "tokenizer": Setting(
@@ -126,7 +144,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 """Every option that sets a key, by its name in Python."""
 
-READING = ("pool", "preset", "tokenizer", "candidates", "max_bad_files", "max_error_rate")
+READING = ("pool", "preset", "label", "tokenizer", "candidates", "max_bad_files", "max_error_rate")
 """What stage 1 takes."""
 JUDGING = ("judge", "engine")
 """What stage 2 takes."""
@@ -165,19 +183,21 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options as configuration keys; what is None was not given and is left out.
 
     Raises:
-        UsageError: --weight is not NAME=VALUE, or --preset stands without --pool.
+        UsageError: --weight is not NAME=VALUE, or --preset or --label stand without --pool.
     """
-    typed = {name: value for name, value in given.items() if value is not None}
-    preset = typed.pop("preset", None)
-    if preset and not typed.get("pool"):
-        raise UsageError("--preset goes with --pool; for pools of the configuration file set `preset` there")
-    if "pool" in typed:
-        typed["pool"] = [{"uri": uri, "preset": preset} for uri in typed["pool"]]
+    values = {name: SETTINGS[name].read(value) for name, value in given.items() if value is not None}
+    of_pools = {name: key for name, key in (("preset", "preset"), ("label", "labels")) if name in values}
+    if "pool" in values:
+        pool = {key: values.pop(name) for name, key in of_pools.items()}
+        values["pool"] = [{"uri": uri, **pool} for uri in values["pool"]]
+    elif of_pools:
+        name, of_pool = next(iter(of_pools.items()))
+        raise UsageError(f"--{name} goes with --pool; for pools of the configuration file set `{of_pool}` there")
     keys: dict[str, Any] = {}
-    for name, value in typed.items():
+    for name, value in values.items():
         *sections, key = SETTINGS[name].key.split(".")
         place = functools.reduce(lambda below, section: below.setdefault(section, {}), sections, keys)
-        place[key] = SETTINGS[name].read(value)
+        place[key] = value
     return keys
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import typer.testing
 
-from s2r_ray.config import Config, load_config
+from s2r_ray.config import Config, PoolSection, load_config
 from s2r_ray.errors import UsageError
 from s2r_ray.judge.train import TrainConfig
 from s2r_ray.options import SETTINGS, AsJson, configured, overrides
@@ -19,7 +19,9 @@ def value_at(config: Config, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
 
 
-@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.default and name != "preset"])
+@pytest.mark.parametrize(
+    "name", [name for name, setting in SETTINGS.items() if setting.default and not setting.key.startswith("pools.")]
+)
 def test_the_default_that_help_shows_is_the_default(name: str) -> None:
     """Catches: a default that was changed in the configuration and not in the help."""
     setting = SETTINGS[name]
@@ -58,14 +60,17 @@ def test_choices_are_the_configuration_s() -> None:
 def test_every_key_of_an_option_is_a_key() -> None:
     """Catches: an option for a key that was renamed."""
     for setting in SETTINGS.values():
-        value_at(Config(), setting.key)
+        key = setting.key.removeprefix("pools.")
+        assert key in PoolSection.model_fields if key != setting.key else value_at(Config(), key) is not None
 
 
 def test_options_become_keys() -> None:
     """Catches: an option that wipes out its neighbour in the same section, or counts though it was not given."""
+    labels = {"kind": "question_type", "origin": "origin"}
     given = {"pool": ["a", "b"], "preset": "limo", "judge": "j", "engine": None, "weight": ["x = 1"], "verbose": True}
+    given["label"] = ["kind=question_type", "origin"]
     assert overrides(given | {"max_bad_files": 0, "budget": None}) == {
-        "pools": [{"uri": "a", "preset": "limo"}, {"uri": "b", "preset": "limo"}],
+        "pools": [{"uri": uri, "preset": "limo", "labels": labels} for uri in ("a", "b")],
         "judge": {"model": "j"},
         "weights": {"x": "1"},
         "workers": {"logs": True},
@@ -74,6 +79,8 @@ def test_options_become_keys() -> None:
     assert overrides({"judge": "j", "engine": "vllm"}) == {"judge": {"model": "j", "engine": "vllm"}}
     with pytest.raises(UsageError, match="--preset goes with --pool"):
         overrides({"preset": "limo", "pool": None})
+    with pytest.raises(UsageError, match=r"--label goes with --pool.*`labels`"):
+        overrides({"label": ["source"]})
 
 
 def test_a_command_gets_the_configuration() -> None:
