@@ -64,6 +64,23 @@ WeightOptions = Annotated[
 Budgets = Annotated[
     list[str] | None, typer.Option("--budget", help="Share to select, repeatable. Default: 2%, 5% and 10%.")
 ]
+StratifyBy = Annotated[
+    str | None,
+    typer.Option("--stratify-by", help="Label inside of whose groups to rank and to fill budgets. Default: none."),
+]
+StrataShare = Annotated[
+    str | None,
+    typer.Option("--strata-share", help="What each group gets: proportional or equal. Default: proportional."),
+]
+BaselineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline",
+        help="Manifests to compare with: random, longest, shortest, difficulty, stratified:LABEL. "
+        "Repeatable. Default: none.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of baselines that draw lots. Default: 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Ray and the engine.")]
@@ -97,6 +114,10 @@ def run(
     budget: Budgets = None,
     max_bad_files: BadFiles = None,
     max_error_rate: ErrorRate = None,
+    stratify_by: StratifyBy = None,
+    strata_share: StrataShare = None,
+    baseline: BaselineOptions = None,
+    seed: Seed = None,
     compare: Annotated[bool, typer.Option("--diff", help="Then show what changed since the run before.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -122,6 +143,10 @@ def run(
             max_error_rate,
             verbose,
             label=label,
+            stratify_by=stratify_by,
+            strata_share=strata_share,
+            baseline=baseline,
+            seed=seed,
         ),
     )
     progress = Progress(quiet=quiet)
@@ -144,6 +169,10 @@ def plan(
     budget: Budgets = None,
     max_bad_files: BadFiles = None,
     max_error_rate: ErrorRate = None,
+    stratify_by: StratifyBy = None,
+    strata_share: StrataShare = None,
+    baseline: BaselineOptions = None,
+    seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would read and judge, and check everything it needs. Changes nothing."""
@@ -164,6 +193,10 @@ def plan(
             max_bad_files,
             max_error_rate,
             label=label,
+            stratify_by=stratify_by,
+            strata_share=strata_share,
+            baseline=baseline,
+            seed=seed,
         ),
     )
     planned = pipeline.prepare(settings)
@@ -230,6 +263,10 @@ def select(
     config: ConfigFile = None,
     weight: WeightOptions = None,
     budget: Budgets = None,
+    stratify_by: StratifyBy = None,
+    strata_share: StrataShare = None,
+    baseline: BaselineOptions = None,
+    seed: Seed = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -237,7 +274,18 @@ def select(
     from s2r_ray import pipeline
     from s2r_ray.progress import Progress
 
-    settings = _config(config, _overrides(out=out, weight=weight, budget=budget))
+    settings = _config(
+        config,
+        _overrides(
+            out=out,
+            weight=weight,
+            budget=budget,
+            stratify_by=stratify_by,
+            strata_share=strata_share,
+            baseline=baseline,
+            seed=seed,
+        ),
+    )
     record, place = pipeline.select(settings, Progress(quiet=quiet))
     _show_run(record, place, as_json)
 
@@ -414,6 +462,10 @@ def _overrides(
     max_error_rate: str | None = None,
     verbose: bool = False,
     label: list[str] | None = None,
+    stratify_by: str | None = None,
+    strata_share: str | None = None,
+    baseline: list[str] | None = None,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Options as configuration keys; what was not given is left out."""
     from s2r_ray.errors import UsageError
@@ -423,6 +475,7 @@ def _overrides(
     if label and not pool:
         raise UsageError("--label goes with --pool; for pools of the configuration file set `labels` there")
     judge_keys = {name: value for name, value in {"model": judge, "engine": engine}.items() if value is not None}
+    strata_keys = {name: value for name, value in {"by": stratify_by, "share": strata_share}.items() if value}
     keys: dict[str, Any] = {
         "pools": [{"uri": uri, "preset": preset, "labels": _labels(label or [])} for uri in pool] if pool else None,
         "out": out,
@@ -431,6 +484,9 @@ def _overrides(
         "candidates": candidates,
         "weights": _weights(weight) if weight else None,
         "budgets": budget or None,
+        "strata": strata_keys or None,
+        "baselines": baseline or None,
+        "seed": seed,
         "max_bad_files": max_bad_files,
         "max_error_rate": max_error_rate,
         "workers": {"logs": True} if verbose else None,
