@@ -23,6 +23,7 @@ from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt
 from s2r_ray.mapping import Labels, Mapping, preset
 from s2r_ray.storage import Place, StorageOptions
+from s2r_ray.strata import Strata
 
 DEFAULT_PRESET = "openr1-math-220k"
 DEFAULT_WEIGHTS = {"difficulty": "0.25", "length": "0.75"}
@@ -196,6 +197,11 @@ class Config(_Section):
         description="Weight of each signal's rank; signals that are not named weigh 0",
     )
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
+    strata: Strata | None = Field(None, description="Rank inside of groups and fill budgets group by group")
+    baselines: tuple[str, ...] = Field(
+        (), description="Manifests to compare with: random, longest, shortest, a signal's name, stratified:LABEL"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 64, description="Of the baselines that draw lots")
     max_bad_files: int = Field(0, ge=0, description="Unreadable files to put up with")
     max_error_rate: str = Field(
         "0.001", description="Share of broken rows, and of questions without an answer, to put up with; 0..1"
@@ -214,6 +220,12 @@ class Config(_Section):
         if not values:
             raise ValueError("no budget; expected at least one share such as 2%")
         return tuple(dict.fromkeys(_percent(item) for item in values))
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _each_baseline_once(cls, value: Any) -> Any:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(dict.fromkeys(values))
 
     @field_validator("max_error_rate", mode="before")
     @classmethod

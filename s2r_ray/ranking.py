@@ -49,6 +49,13 @@ _SHORT = 40
 _SHOWN = 5
 
 
+class Ranks(Protocol):
+    """The ranks of one signal."""
+
+    def doubled(self, block: NDArray[Any], /) -> NDArray[np.int64]:
+        """Twice the rank of each value, int64[n]."""
+
+
 class Takeable(Protocol):
     """A column whose rows can be picked by position: a NumPy array, an Arrow array or chunked array."""
 
@@ -332,11 +339,21 @@ class RankedBlock:
 
 @dataclass(frozen=True, eq=False)
 class JointRanker:
-    """Ranks blocks of rows by all signals at once. Holds some 24 bytes per distinct value of each signal."""
+    """Ranks blocks of rows by all signals at once. Holds some 24 bytes per distinct value of each signal.
 
-    tables: Mapping[str, RankTable]
+    Making one raises UsageError when the joint rank of so many rows would not fit in 64 bits.
+    """
+
+    tables: Mapping[str, Ranks]
     weights: Weights
     rows: int
+
+    def __post_init__(self) -> None:
+        if self.largest_joint >= _JOINT_LIMIT:
+            raise UsageError(
+                f"weights {self.weights.as_floats()} over {self.rows:,} rows do not fit in 64 bits; "
+                "write them with fewer decimals"
+            )
 
     @property
     def denominator(self) -> int:
@@ -387,13 +404,7 @@ def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRa
     if len(set(rows.values())) != 1:
         raise S2RError(f"signals were counted over different rows: {rows}; every ranked row needs every signal")
     tables = {name: average_ranks(part, "descending", name) for name, part in counts.items()}
-    ranker = JointRanker(tables, weights, next(iter(rows.values())))
-    if ranker.largest_joint >= _JOINT_LIMIT:
-        raise UsageError(
-            f"weights {weights.as_floats()} over {ranker.rows:,} rows do not fit in 64 bits; "
-            "write them with fewer decimals"
-        )
-    return ranker
+    return JointRanker(tables, weights, next(iter(rows.values())))
 
 
 # --- budgets, the cut-off and the order -----------------------------------------------------------
