@@ -141,6 +141,7 @@ def plan(
 ) -> None:
     """Say what a run would read and judge, and check everything it needs. Changes nothing."""
     from s2r_ray import pipeline
+    from s2r_ray.progress import Progress
 
     settings = _config(
         config,
@@ -149,7 +150,7 @@ def plan(
         ),
     )
     planned = pipeline.prepare(settings)
-    pipeline.try_cluster(planned)
+    pipeline.try_cluster(planned, Progress())
     summary = pipeline.summarize(planned)
     if as_json:
         _print_json(summary)

@@ -132,8 +132,14 @@ class WorkersSection(_Section):
     judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
     cpus_per_index_task: float = Field(1, gt=0)
     index_resources: dict[str, float] = Field({}, description="Custom Ray resources that one task without a GPU takes")
+    index_tasks_max: int | None = Field(
+        None,
+        ge=1,
+        description="Index tasks at once at the most. Set it to what CPU nodes can take where an autoscaler works: for "
+        "more than that it would start GPU nodes, whose CPUs count as well",
+    )
     autoscaling: bool = Field(
-        False, description="Nodes that are missing will come; only needed where Ray cannot tell (autoscaler v1)"
+        False, description="Nodes that are missing will come. Needed wherever an autoscaler works: Ray does not tell"
     )
     restarts: int = Field(3, ge=0, description="How often a judge that died is replaced before the run fails")
     hang_seconds: float = Field(1800, gt=0, description="A judge that takes longer to load, or for one batch, is dead")

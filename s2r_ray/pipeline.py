@@ -343,7 +343,7 @@ def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
     return connected(workers.address, cpus=cpus, logs=workers.logs)
 
 
-def try_cluster(plan: Plan) -> None:
+def try_cluster(plan: Plan, progress: Progress) -> None:
     """Hold a plan against the Ray cluster that it is meant for, if there is one, and write nothing.
 
     Raises:
@@ -351,13 +351,14 @@ def try_cluster(plan: Plan) -> None:
     """
     if cluster_address(plan.config.workers.address):
         with _ray(plan) as cluster:
-            _check_cluster(plan, cluster, None)
+            _check_cluster(plan, cluster, None, progress)
 
 
-def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None) -> None:
+def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None, progress: Progress) -> None:
     roots, tokenizer = [pool.root for pool in plan.pools], plan.pools[0].tokenizer
     workers = plan.config.workers
-    check_cluster(cluster, workers, out, roots, tokenizer, plan.signals)
+    for wait in check_cluster(cluster, workers, out, roots, tokenizer, plan.signals):
+        progress.say(f"note: {wait}")
 
 
 def _index(plan: Plan, stack: ExitStack, progress: Progress, done: Done) -> Snapshot:
@@ -365,13 +366,14 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, done: Done) -> Snap
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(plan.pool_uris, plan.units)
-    _check_cluster(plan, stack.enter_context(_ray(plan)), plan.out)
+    _check_cluster(plan, stack.enter_context(_ray(plan)), plan.out, progress)
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
     with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
         items = [{"unit": json.dumps(asdict(unit))} for unit, _ in plan.fresh]
         task, workers = partial(_index_item, plan.pools), plan.config.workers
-        for row in stream_tasks(items, task, workers.cpus_per_index_task, workers.index_resources):
+        cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
+        for row in stream_tasks(items, task, cpus, workers.index_resources, most):
             outcome = UnitOutcome(**json.loads(row["outcome"]))
             counted_by.add(outcome.counted_by)
             done.troubles.requests_repeated += outcome.repeated
@@ -446,7 +448,7 @@ def _judge(
         return
     cluster = stack.enter_context(_ray(plan))
     if not plan.fresh:  # otherwise it was checked before the first file was read
-        _check_cluster(plan, cluster, plan.out)
+        _check_cluster(plan, cluster, plan.out, progress)
     resources, custom = signal.resources(cluster.total("GPU")), plan.config.workers.index_resources
     judged = score_missing(plan.out, snapshot, signal, store, questions, pending, resources, custom, progress)
     total.join(judged)

@@ -201,7 +201,7 @@ def first(plan: Plan) -> dict[str, float]:
     pending = questions.pending(np.zeros(len(questions.keys), np.bool_))
     handed, most = 0, 0.0
     with connected(None):
-        items = work_items(snapshot_of(plan), pending, BATCH)
+        items = work_items(snapshot_of(plan), pending, BATCH, 1)
         capacity = ray.cluster_resources()["object_store_memory"]
         for number, result in enumerate(stream_actors(items, load_nothing, Idle, (), Resources(cpus=0.5), {})):
             handed += result["scored"]
