@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -31,7 +30,7 @@ from s2r_ray.progress import Progress
 from s2r_ray.reorder import Reordered
 from s2r_ray.runs import list_runs, read_record
 from s2r_ray.selection import manifest_place
-from s2r_ray.storage import Place, json_object
+from s2r_ray.storage import Place, StorageOptions, json_object
 from s2r_ray.tables import open_parquet
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -140,9 +139,11 @@ def export(
     pools = _pools(selection)
     _check_apart(to, pools)
     _check_target(data, identity, force)
+    if target == "llamafactory":
+        _check_entry(to.child(_DATASETS), name, dataset_entry(data.name), force=force)
     to.check_writable()
-    with tempfile.TemporaryDirectory(prefix="s2r-export-") as folder:
-        size = _write_data(selection, form, pools, data, seed, Path(folder), progress)
+    with ExitStack() as stack:
+        size = _write_data(selection, form, pools, data, seed, stack, progress)
     files = [data.name]
     if target == "llamafactory":
         files.append(_write_training(selection, to, name, force, progress))
@@ -236,41 +237,34 @@ def _write_data(
     pools: tuple[RunPool, ...],
     data: Place,
     seed: int | None,
-    folder: Path,
+    stack: ExitStack,
     progress: Progress,
 ) -> int:
     """Fetch the rows, bring them in order, write them; returns the bytes written."""
     places, keys = _read_manifest(selection)
     order = _order(selection.rows, seed)
-    texts = Reordered(selection.rows, _made(folder / "texts"))
+    texts = stack.enter_context(Reordered(selection.rows))
     with progress.stage("export", "rows", selection.rows) as ticker:
         for fetched in fetch_rows(pools, places, originals=form.originals):
             _check_texts(fetched, keys, places)
             texts.add(order[fetched.at], form.rows(fetched))
             ticker.advance(len(fetched.at))
-    schema = texts.finish()
     del places, keys
-    numbers = None
+    columns = [texts]
     if form.numbers:
-        numbers = Reordered(selection.rows, _made(folder / "numbers"))
+        numbers = stack.enter_context(Reordered(selection.rows))
         start = 0
         for rows in _manifest_rows(selection.manifest):
             numbers.add(order[start : start + rows.num_rows], rows)
             start += rows.num_rows
-        schema = pa.schema([*numbers.finish(), *schema])
+        columns = [numbers, texts]
+    schema = pa.schema([field for some in columns for field in some.finish()])
     with data.open_output() as sink:
         with open_writer(sink, form.suffix, schema) as write:
             for low, high in texts.spans():
-                rows = texts.take(low, high)
-                if numbers is not None:
-                    rows = pa.table([*numbers.take(low, high).columns, *rows.columns], schema=schema)
-                write(rows)
+                arrays = [array for some in columns for array in some.take(low, high).columns]
+                write(pa.table(arrays, schema=schema))
         return sink.tell()
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _order(rows: int, seed: int | None) -> Ints:
@@ -289,9 +283,8 @@ def _read_manifest(selection: Selection) -> tuple[pa.Table, npt.NDArray[np.uint8
     start = 0
     for rows in _manifest_rows(selection.manifest, ["question_key"]):
         stop = start + rows.num_rows
-        keys[start:stop] = np.frombuffer(bytes.fromhex("".join(rows["question_key"].to_pylist())), np.uint8).reshape(
-            -1, 16
-        )
+        digits = "".join(rows["question_key"].to_pylist())
+        keys[start:stop] = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(-1, 16)
         start = stop
     with open_parquet(selection.manifest, coded=True) as file:
         wanted = [name for name in ("pool", *_LOCATION) if name in file.schema_arrow.names]
@@ -341,39 +334,47 @@ def _merge(place: Place, key: str, value: dict[str, Any], *, force: bool) -> Non
     Raises:
         UsageError: the file is no JSON object, or has something else there and `force` is not given.
     """
-    place.replace(_changed(place, key, value, force))
+
+    def change(old: bytes | None) -> bytes:
+        return json.dumps({**_others(place, old, key, value, force), key: value}, indent=2).encode()
+
+    place.replace(change)
 
 
-def _changed(place: Place, key: str, value: dict[str, Any], force: bool) -> Callable[[bytes | None], bytes | None]:
-    def change(old: bytes | None) -> bytes | None:
-        content = {} if old is None else json_object(old)
-        if content is None:
-            raise UsageError(f"{place} is not a JSON object, so {key} cannot be added; repair or remove it")
-        if content.get(key) == value:
-            return None
-        if key in content and not force:
-            raise UsageError(f"{place} has another entry {key}; give --force to replace it, or another --name")
-        return json.dumps({**content, key: value}, indent=2).encode()
+def _check_entry(place: Place, key: str, value: dict[str, Any], *, force: bool) -> None:
+    """Raises what `_merge` would raise."""
+    _others(place, place.read_bytes() if place.exists() else None, key, value, force)
 
-    return change
+
+def _others(place: Place, old: bytes | None, key: str, value: dict[str, Any], force: bool) -> dict[str, Any]:
+    content = {} if old is None else json_object(old)
+    if content is None:
+        raise UsageError(f"{place} is not a JSON object, so {key} cannot be added; repair or remove it")
+    if content.get(key, value) != value and not force:
+        raise UsageError(f"{place} has another entry {key}; give --force to replace it, or another --name")
+    return content
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-def choose_selection(out: Place | None, run: str, budget: str | None, baseline: str | None) -> Selection:
-    """The same as `find_selection`, from what a user wrote: a run's id or its beginning, `latest`, or its folder.
+def choose_selection(
+    out: Place | None, run: str, budget: str | None, baseline: str | None, options: StorageOptions
+) -> Selection:
+    """The same as `find_selection`, from what a user wrote.
 
     Args:
         out: the output place, None if none is known: then `run` must be a folder.
+        run: the id of a run or its beginning, `latest`, or a run's folder.
+        options: for reaching that folder.
     """
     if "/" in run:
-        folder = Place.of(run, out.options) if out else Place.of(run)
+        folder = Place.of(run, options)
         parent, _, run_id = folder.uri.rpartition("/runs/")
         if not parent or "/" in run_id:
             raise UsageError(f"--run {run}: expected the folder of a run, OUT/runs/RUN_ID")
         folder.check_reachable()
-        return find_selection(Place(parent, folder.options), run_id, budget, baseline)
+        return find_selection(Place(parent, options), run_id, budget, baseline)
     if out is None:
         raise UsageError(f"--run {run}: give the output place with --out, or the folder of the run")
     out.check_reachable()
