@@ -118,8 +118,7 @@ def training_file(dataset: str, model: str, cutoff_tokens: int) -> str:
 # Full fine-tuning with the settings of Select2Reason (qwen2.5_full_sft.yaml in github.com/IDEA-FinAI/Select2Reason).
 # In the folder of this file: llamafactory-cli train {dataset}.yaml
 
-model_name_or_path: {model}  # published: Qwen2.5-Instruct of 0.5B to 7B, and Qwen2.5-Math-7B-Instruct
-trust_remote_code: false
+model_name_or_path: {model}  # your student; published: Qwen2.5-Instruct of 0.5B to 7B
 
 stage: sft
 do_train: true
