@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 
@@ -124,6 +124,66 @@ def select(settings: Config, as_json: AsJson = False, quiet: Quiet = False) -> N
 
     record, place = pipeline.select(settings, Progress(quiet=quiet))
     _show_run(record, place, as_json)
+
+
+@app.command("export")
+@configured("out")
+def export_selection(
+    settings: Config,
+    to: Annotated[str, typer.Option(metavar="URI", help="Folder to write to; a path or s3://.")],
+    form: Annotated[
+        Literal["llamafactory", "trl", "openr1", "jsonl", "parquet"],
+        typer.Option(
+            "--format",
+            help="llamafactory: data, entry in dataset_info.json and training file; trl: column `messages`; "
+            "openr1: all columns of the pool; jsonl, parquet: texts and scores.",
+        ),
+    ],
+    run: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN", help="Id of a run or its beginning, its folder, or latest.", autocompletion=completion.runs
+        ),
+    ] = "latest",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Budget of the run, in per cent. Default: the only one.",
+            autocompletion=completion.budgets,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Baseline of the run. Default: the joint ranking.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Shuffle with this seed. Default: the order of rank, best first.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="File and dataset name. Default: train; llamafactory: s2r_top_SHAREpct and the like."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the selected rows with their texts, in the form that a training framework takes."""
+    from s2r_ray.config import load_config
+    from s2r_ray.export import choose_selection, export, summary, text
+    from s2r_ray.progress import Progress
+    from s2r_ray.storage import Place
+
+    out = settings.out_place() if settings.out else None
+    asked = load_config(None, {"budgets": [budget]}).budgets[0] if budget is not None else None
+    selection = choose_selection(out, run, asked, baseline, settings.storage.options())
+    target = Place.of(to, settings.storage.options())
+    exported = export(selection, form, target, Progress(quiet=quiet), name=name, seed=seed, force=force)
+    if as_json:
+        print_json(summary(exported))
+    else:
+        sys.stdout.write(text(exported))
 
 
 @app.command()

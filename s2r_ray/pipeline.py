@@ -28,6 +28,7 @@ from s2r_ray.index import (
     forget_unit,
     index_unit,
     indexed_keys,
+    snapshot_place,
     unit_keys,
     unit_of,
 )
@@ -516,7 +517,7 @@ def _write_scored(out: Place, scored: Scored) -> None:
     """Snapshots are kept by content, so that an older run can be ranked again; `scored.json` names the last."""
     data = scored.snapshot.to_json()
     digest = scored.snapshot.digest()
-    out.child("index", "snapshots", f"{digest}.json").write_bytes(data)
+    snapshot_place(out, digest).write_bytes(data)
     rest = {name: value for name, value in vars(scored).items() if name != "snapshot"}
     out.child("index", "scored.json").write_bytes(json.dumps({"snapshot": digest, **rest}, indent=1).encode())
 
@@ -527,9 +528,8 @@ def _read_scored(out: Place) -> Scored:
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
     try:
         content = place.read_json() or {}
-        snapshot = out.child("index", "snapshots", f"{content.pop('snapshot')}.json")
-        return Scored(Snapshot.from_json(snapshot.read_bytes()), **content)
-    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        return Scored(Snapshot.from_json(snapshot_place(out, content.pop("snapshot")).read_bytes()), **content)
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{place}, or the snapshot that it names, is damaged or was left by another version; run `s2r score` with "
             "this --out again"
