@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 from s2r_ray.candidates import Reason
 from s2r_ray.column import Column
 from s2r_ray.errors import S2RError
-from s2r_ray.index import Snapshot, candidates_place
+from s2r_ray.index import Snapshot, candidates_place, label_column
 from s2r_ray.keys import Halves, KeySet, Places, halves, sort_keys
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
@@ -188,26 +187,48 @@ def _leave_out_faults(table: CandidateTable, question: npt.NDArray[np.int32], na
 # --- rows of the index ----------------------------------------------------------------------------
 
 
-def read_units(out: Place, snapshot: Snapshot, units: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """These columns of the index rows of these units, in order."""
-    places = (candidates_place(out, snapshot.units[unit][1]) for unit in units)
-    return read_ahead(partial(read_own, columns=columns), places)
+def read_units(
+    out: Place, snapshot: Snapshot, units: Sequence[int], columns: Sequence[str], labels: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """These columns of the index rows of these units, in order, and the columns of these labels (see `label_column`).
+
+    Labels come as text, null also where a pool has no such label.
+    """
+    names = [label_column(label) for label in labels]
+
+    def read(place: Place) -> pa.Table:
+        table = read_own(place, columns, names)
+        found = {name: table[name] for name in columns}
+        for name in names:
+            there = name in table.column_names
+            found[name] = table[name].cast(pa.string()) if there else pa.nulls(table.num_rows, pa.string())
+        return pa.table(found)
+
+    return read_ahead(read, (candidates_place(out, snapshot.units[unit][1]) for unit in units))
 
 
-def take_rows(out: Place, snapshot: Snapshot, starts: Places, positions: Places, columns: Sequence[str]) -> pa.Table:
+def take_rows(
+    out: Place,
+    snapshot: Snapshot,
+    starts: Places,
+    positions: Places,
+    columns: Sequence[str],
+    labels: Sequence[str] = (),
+) -> pa.Table:
     """These columns of the index rows of the candidates at these positions, in this order, and their `unit`, int32.
 
-    `starts` as in CandidateTable.
+    `starts` as in CandidateTable; `labels` as in `read_units`.
     """
     order = np.argsort(positions)
     ascending = positions[order]
     bounds = np.searchsorted(ascending, starts)
     units = np.flatnonzero(np.diff(bounds))
     parts = []
-    for unit, index in zip(units, read_units(out, snapshot, units.tolist(), [*columns, "reason"]), strict=True):
+    tables = read_units(out, snapshot, units.tolist(), [*columns, "reason"], labels)
+    for unit, index in zip(units, tables, strict=True):
         rows = np.flatnonzero(index["reason"].is_null().to_numpy())
         here = ascending[bounds[unit] : bounds[unit + 1]] - starts[unit]
-        part = index.select(columns).take(pa.array(rows[here]))
+        part = index.drop_columns("reason").take(pa.array(rows[here]))
         parts.append(part.append_column("unit", pa.array(np.full(len(here), unit, np.int32))))
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
@@ -86,11 +86,10 @@ class Entry:
     trace_tokens: int | None = None
     trace_tokens_unique: int | None = None
     trace_characters: int | None = None
-    source: str | None = None
-    problem_type: str | None = None
     addresses_judge: bool | None = None
     reason: str | None = None
     detail: str | None = None
+    labels: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def content_key(*texts: str) -> bytes:
@@ -135,8 +134,7 @@ def _check_flags(record: Record, guards: Guards) -> list[_Checked]:
         sample_id=f"row-{record.row}" if name is None else name,
         row=record.row,
         generation=-1,
-        source=record.groups.get("source"),
-        problem_type=record.groups.get("problem_type"),
+        labels=record.labels,
     )
     fault: tuple[Reason | None, str | None] = (None, None)
     if not record.traces:

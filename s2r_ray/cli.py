@@ -42,6 +42,10 @@ Pools = Annotated[list[str] | None, typer.Option("--pool", help="File, folder or
 Out = Annotated[str | None, typer.Option("--out", help="Where everything is written; a path or s3://.")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file; options override it.")]
 Preset = Annotated[str | None, typer.Option(help="Column mapping by name. Default: openr1-math-220k.")]
+LabelOptions = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="Column of the pool to call samples by: NAME=COLUMN, or just COLUMN. Repeatable."),
+]
 Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub id of the student's tokenizer.")]
 Judge = Annotated[str | None, typer.Option(help="Folder or hub id of the judge. Default: the embedded one.")]
 Engine = Annotated[str | None, typer.Option(help="vllm or transformers. Default: vllm.")]
@@ -83,6 +87,7 @@ def run(
     pool: Pools = None,
     out: Out = None,
     preset: Preset = None,
+    label: LabelOptions = None,
     config: ConfigFile = None,
     tokenizer: Tokenizer = None,
     judge: Judge = None,
@@ -116,6 +121,7 @@ def run(
             max_bad_files,
             max_error_rate,
             verbose,
+            label=label,
         ),
     )
     progress = Progress(quiet=quiet)
@@ -128,6 +134,7 @@ def plan(
     pool: Pools = None,
     out: Out = None,
     preset: Preset = None,
+    label: LabelOptions = None,
     config: ConfigFile = None,
     tokenizer: Tokenizer = None,
     judge: Judge = None,
@@ -145,7 +152,18 @@ def plan(
     settings = _config(
         config,
         _overrides(
-            pool, out, preset, tokenizer, judge, engine, candidates, weight, budget, max_bad_files, max_error_rate
+            pool,
+            out,
+            preset,
+            tokenizer,
+            judge,
+            engine,
+            candidates,
+            weight,
+            budget,
+            max_bad_files,
+            max_error_rate,
+            label=label,
         ),
     )
     planned = pipeline.prepare(settings)
@@ -165,6 +183,7 @@ def score(
     pool: Pools = None,
     out: Out = None,
     preset: Preset = None,
+    label: LabelOptions = None,
     config: ConfigFile = None,
     tokenizer: Tokenizer = None,
     judge: Judge = None,
@@ -183,7 +202,19 @@ def score(
     settings = _config(
         config,
         _overrides(
-            pool, out, preset, tokenizer, judge, engine, candidates, None, None, max_bad_files, max_error_rate, verbose
+            pool,
+            out,
+            preset,
+            tokenizer,
+            judge,
+            engine,
+            candidates,
+            None,
+            None,
+            max_bad_files,
+            max_error_rate,
+            verbose,
+            label=label,
         ),
     )
     scored = pipeline.score(settings, Progress(quiet=quiet))
@@ -382,15 +413,18 @@ def _overrides(
     max_bad_files: int | None = None,
     max_error_rate: str | None = None,
     verbose: bool = False,
+    label: list[str] | None = None,
 ) -> dict[str, Any]:
     """Options as configuration keys; what was not given is left out."""
     from s2r_ray.errors import UsageError
 
     if preset and not pool:
         raise UsageError("--preset goes with --pool; for pools of the configuration file set `preset` there")
+    if label and not pool:
+        raise UsageError("--label goes with --pool; for pools of the configuration file set `labels` there")
     judge_keys = {name: value for name, value in {"model": judge, "engine": engine}.items() if value is not None}
     keys: dict[str, Any] = {
-        "pools": [{"uri": uri, "preset": preset} for uri in pool] if pool else None,
+        "pools": [{"uri": uri, "preset": preset, "labels": _labels(label or [])} for uri in pool] if pool else None,
         "out": out,
         "tokenizer": tokenizer,
         "judge": judge_keys or None,
@@ -402,6 +436,11 @@ def _overrides(
         "workers": {"logs": True} if verbose else None,
     }
     return {name: value for name, value in keys.items() if value is not None}
+
+
+def _labels(options: list[str]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    return {name: column if separator else name for name, separator, column in pairs}
 
 
 def _weights(options: list[str]) -> dict[str, str]:

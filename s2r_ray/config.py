@@ -21,7 +21,7 @@ from pydantic import (
 from s2r_ray.candidates import Choice, Guards
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt
-from s2r_ray.mapping import Mapping, preset
+from s2r_ray.mapping import Labels, Mapping, preset
 from s2r_ray.storage import Place, StorageOptions
 
 DEFAULT_PRESET = "openr1-math-220k"
@@ -63,6 +63,7 @@ class PoolSection(_Section):
     uri: str = Field(description="Path, file:// or s3:// address of a file, folder or glob")
     preset: str | None = Field(None, description="Name of a column mapping that ships in the package")
     mapping: Mapping | None = Field(None, description="A column mapping of your own")
+    labels: Labels = Field({}, description="Further labels, beside those of the preset or mapping: name -> column")
 
     @model_validator(mode="after")
     def _preset_or_mapping(self) -> PoolSection:
@@ -71,8 +72,9 @@ class PoolSection(_Section):
         return self
 
     def resolved_mapping(self) -> Mapping:
-        """The mapping itself, else the preset's, else the default preset's."""
-        return self.mapping or preset(self.preset or DEFAULT_PRESET)
+        """The mapping itself, else the preset's, else the default preset's; with the pool's further labels."""
+        mapping = self.mapping or preset(self.preset or DEFAULT_PRESET)
+        return mapping.model_copy(update={"labels": mapping.labels | self.labels})
 
 
 class PromptSection(_Section):

@@ -252,7 +252,7 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
         "budgets": sorted(record["budgets"], key=float),
         "pools": record["pools"],
         "pool files": record["snapshot"],
-        "columns": [{name: pool.get(name) for name in ("preset", "mapping")} for pool in config["pools"]],
+        "columns": [{name: pool.get(name) for name in ("preset", "mapping", "labels")} for pool in config["pools"]],
         "candidates": config["candidates"],
         "guards": config["guards"],
         "tokenizer": record["index"]["tokenizer"],

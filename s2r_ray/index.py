@@ -31,7 +31,7 @@ from s2r_ray.tokens import TokenCounter, open_counter
 _CODE_VERSION = 2
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
 
-_LABEL = pa.dictionary(pa.int32(), pa.string())
+_WORD = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -44,16 +44,20 @@ SCHEMA = pa.schema(
         ("trace_tokens", pa.int32()),
         ("trace_tokens_unique", pa.int32()),
         ("trace_characters", pa.int32()),
-        ("source", _LABEL),
-        ("problem_type", _LABEL),
         ("addresses_judge", pa.bool_()),
-        ("reason", _LABEL),
+        ("reason", _WORD),
         ("detail", pa.string()),
     ]
 )
-"""One row per trace. `reason` is null for a candidate; lengths are null where a trace was left out unmeasured."""
+"""One row per trace. `reason` is null for a candidate; lengths are null where a trace was left out unmeasured. A
+column for each label of the pool's mapping follows, called as `label_column` says."""
 
 QUESTIONS_SCHEMA = pa.schema([("question_key", KEY), ("question", pa.string())])
+
+
+def label_column(label: str) -> str:
+    """The column of the index that has a label. It is text, null where a sample has none."""
+    return f"label_{label}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class PoolIndex:
             "tokenizer": self.tokenizer.identity,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of this pool's index rows: SCHEMA and its labels."""
+        return pa.schema([*SCHEMA, *((label_column(label), _WORD) for label in self.mapping.labels)])
 
     def key(self, unit: Unit) -> str:
         """The unit's name in the index: fingerprint / digest of where the file is and its version."""
@@ -123,9 +132,11 @@ def damaged_units(out: Place, keys: Iterable[str]) -> list[DamagedError]:
     def look(key: str) -> DamagedError | None:
         for place, schema in ((candidates_place(out, key), SCHEMA), (questions_place(out, key), QUESTIONS_SCHEMA)):
             try:
-                read_own(place, schema.names)
+                absent = set(schema.names).difference(read_own(place).column_names)
             except DamagedError as error:
                 return error
+            if absent:
+                return DamagedError(place, f"it has no column {', '.join(sorted(absent))}")
         return None
 
     there = indexed_keys(out).intersection(keys)
@@ -148,12 +159,18 @@ def indexed_keys(out: Place) -> set[str]:
 class _Columns:
     """Index rows on their way to a file, column by column, and the questions seen."""
 
-    rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
+    labels: Sequence[str]
+    rows: dict[str, list[Any]] = field(init=False)
     questions: dict[bytes, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.rows = {name: [] for name in (*SCHEMA.names, *map(label_column, self.labels))}
+
     def add(self, entry: Entry) -> None:
-        for name, values in self.rows.items():
-            values.append(getattr(entry, name))
+        for name in SCHEMA.names:
+            self.rows[name].append(getattr(entry, name))
+        for label in self.labels:
+            self.rows[label_column(label)].append(entry.labels.get(label))
 
 
 def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
@@ -165,7 +182,7 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     take_repeated()
     key = pool.key(unit)
     counter = _counter(pool)
-    columns = _Columns()
+    columns = _Columns(tuple(pool.mapping.labels))
     try:
         for batch in read_unit(pool.root, unit, pool.mapping.columns(), pool.mapping.check):
             _add_batch(columns, batch, pool)
@@ -173,7 +190,7 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
         return UnitOutcome(key, unit.path, repeated=take_repeated(), error=str(error))
     questions = {"question_key": list(columns.questions), "question": list(columns.questions.values())}
     write_own(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
-    write_own(candidates_place(pool.out, key), pa.table(columns.rows, SCHEMA))
+    write_own(candidates_place(pool.out, key), pa.table(columns.rows, pool.schema))
     traces = len(columns.rows["row"])
     excluded = dict(Counter(str(reason) for reason in columns.rows["reason"] if reason is not None))
     seconds = time.monotonic() - started

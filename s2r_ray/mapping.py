@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from s2r_ray.errors import UsageError
 from s2r_ray.printable import brief, one_line
+
+Labels = dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")], str]
+"""Name of a label -> column of the pool. Names become parts of file names."""
 
 
 class ChatMapping(BaseModel):
@@ -35,7 +39,7 @@ class Mapping(BaseModel):
     `thinking`: the reasoning alone, where a pool keeps it apart from the response.
     `id`: without it a sample's id is the hash of its question and trace.
     `verified`, `complete`, `finish_reason`: one value per generation (a list) or per row; absent = not checked.
-    `groups`: columns carried along for the report and for strata; a file may lack them.
+    `labels`: what to call a sample by in the report and in strata; a file may lack these columns.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,7 +52,7 @@ class Mapping(BaseModel):
     verified: str | None = None
     complete: str | None = None
     finish_reason: str | None = None
-    groups: dict[Literal["source", "problem_type"], str] = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -67,12 +71,12 @@ class Mapping(BaseModel):
     def columns(self) -> tuple[str, ...]:
         """The columns to read, each once."""
         named = [self.id, *self.question, self.traces, self.thinking, self.chat.column if self.chat else None]
-        flags = [self.verified, self.complete, self.finish_reason, *self.groups.values()]
+        flags = [self.verified, self.complete, self.finish_reason, *self.labels.values()]
         return tuple(dict.fromkeys(name for name in [*named, *flags] if name))
 
     def optional(self) -> tuple[str, ...]:
-        """Columns that a file may lack: groups, and parts of the question after the first, as Alpaca's `input`."""
-        return (*self.question[1:], *self.groups.values())
+        """Columns that a file may lack: labels, and parts of the question after the first, as Alpaca's `input`."""
+        return (*self.question[1:], *self.labels.values())
 
     def check(self, found: Sequence[str], where: str) -> None:
         """Compare with a file's columns.
@@ -120,7 +124,7 @@ class Record:
     id: Any
     question: Any
     traces: tuple[Trace, ...]
-    groups: dict[str, str | None]
+    labels: dict[str, str | None]
     fault: str | None = None
 
 
@@ -135,7 +139,7 @@ def records(columns: dict[str, list[Any]], first_row: int, mapping: Mapping) -> 
             id=values[mapping.id] if mapping.id else None,
             question=question,
             traces=tuple(_traces(responses, thinking, values, mapping)),
-            groups={group: _text_or_none(values[name]) for group, name in mapping.groups.items()},
+            labels={label: _label(values[name]) for label, name in mapping.labels.items()},
             fault=_uneven(values, mapping),
         )
 
@@ -217,10 +221,11 @@ def _traces(responses: list[Any], thinking: list[Any], values: dict[str, Any], m
         )
 
 
-def _text_or_none(value: Any) -> str | None:
-    if value is None:
-        return None
-    return one_line(value) if isinstance(value, str) else brief(value)
+def _label(value: Any) -> str | None:
+    """A label in one line. Blank text and NaN, which is what some writers make of a null, are none."""
+    if isinstance(value, str):
+        return one_line(value) if value.strip() else None
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else brief(value)
 
 
 @cache

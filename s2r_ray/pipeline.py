@@ -294,6 +294,7 @@ def index_and_score(plan: Plan, progress: Progress, done: Done) -> Scored:
         {
             "tokenizer": plan.pools[0].tokenizer.identity,
             "fingerprints": [pool.fingerprint for pool in plan.pools],
+            "labels": sorted({label for pool in plan.pools for label in pool.mapping.labels}),
         },
         recorded_config(plan.config),
         counts,

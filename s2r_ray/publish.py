@@ -26,11 +26,11 @@ class RunRecord:
     """What `run.json` says. Times are UTC, durations seconds, counts rows unless their name says otherwise.
 
     `pools` are the addresses as given; `snapshot` stands for their files in these versions; `index` has what the index
-    depends on, `fingerprints` what each signal's scores depend on; `digests` are SHA-256 of the run's tables. A file is
-    read if any part of it is new or was not readable before, reused otherwise; a unit is a file or a part of a large
-    one. Questions are distinct ones. `addressing_judge` counts ranked rows, and rows of each budget, whose question
-    speaks to the judge; `<signal>_in_workers` are seconds summed over workers, `<signal>_loading` those that the
-    slowest took to load.
+    depends on and the names of its labels, `fingerprints` what each signal's scores depend on; `digests` are SHA-256 of
+    the run's tables. A file is read if any part of it is new or was not readable before, reused otherwise; a unit is a
+    file or a part of a large one. Questions are distinct ones. `addressing_judge` counts ranked rows, and rows of each
+    budget, whose question speaks to the judge; `<signal>_in_workers` are seconds summed over workers,
+    `<signal>_loading` those that the slowest took to load.
     """
 
     run_id: str

@@ -74,8 +74,11 @@ def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns), use_threads=not place.is_remote)
 
 
-def read_own(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
+def read_own(place: Place, columns: Sequence[str] | None = None, perhaps: Sequence[str] = ()) -> pa.Table:
     """As `read_table`, for what `write_own` wrote and ought to be there.
+
+    Args:
+        perhaps: further columns, which the file may lack.
 
     Raises:
         DamagedError: it is gone, it cannot be read as Parquet, a checksum is wrong, or it is another table than that.
@@ -89,7 +92,8 @@ def read_own(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
             absent = set(columns or ()) - set(file.schema_arrow.names)
             if absent:
                 raise DamagedError(place, f"it has no column {', '.join(sorted(absent))}")
-            wanted = None if columns is None else list(columns)
+            there = [name for name in perhaps if name in file.schema_arrow.names]
+            wanted = None if columns is None else [*columns, *there]
             return file.read(columns=wanted, use_threads=not place.is_remote).replace_schema_metadata()
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines() or [type(error).__name__]

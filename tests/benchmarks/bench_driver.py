@@ -27,7 +27,7 @@ from s2r_ray.candidates import Guards
 from s2r_ray.cluster import connected, stream_actors
 from s2r_ray.config import load_config
 from s2r_ray.error_rate import check_judged, check_rows
-from s2r_ray.index import QUESTIONS_SCHEMA, SCHEMA, PoolIndex, Snapshot, candidates_place, questions_place
+from s2r_ray.index import QUESTIONS_SCHEMA, PoolIndex, Snapshot, candidates_place, label_column, questions_place
 from s2r_ray.mapping import Mapping
 from s2r_ray.models import ModelRef
 from s2r_ray.pipeline import Done, Plan, index_and_score, rank_and_publish
@@ -48,6 +48,7 @@ UNITS = 100
 BATCH = 512
 """Questions a part of the score store, as `workers.judge_batch` has it."""
 _WRITERS = 8
+_SOURCES, _SHARES = ["olympiads", "cn_contest", "aops_forum", None], [0.55, 0.3, 0.14, 0.01]
 
 
 # --- the data ---------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def make(out: Place, rows: int, units: int, seed: int, batch: int = BATCH) -> No
         for number, (_, key) in enumerate(plan.units):
             rng = np.random.default_rng([seed, number])
             candidates, questions = unit_tables(rng, int(bounds[number + 1] - bounds[number]))
-            write_table(candidates_place(out, key), candidates)
+            write_table(candidates_place(out, key), candidates.cast(plan.pools[0].schema))
             write_table(questions_place(out, key), questions)
             scores = scores_of(rng, questions["question_key"].combine_chunks())
             parts = (scores.slice(start, batch) for start in range(0, scores.num_rows, batch))
@@ -94,15 +95,14 @@ def unit_tables(rng: np.random.Generator, rows: int) -> tuple[pa.Table, pa.Table
         "trace_tokens": pa.array(length),
         "trace_tokens_unique": pa.array(length - length % 7),
         "trace_characters": pa.array(length * 3),
-        "source": pa.array(["olympiads"] * total).dictionary_encode(),
-        "problem_type": pa.array(["Algebra"] * total).dictionary_encode(),
         "addresses_judge": pa.array(rng.random(total) < 1e-4),
         "reason": pa.array(["unverified"] * total, mask=candidate[shuffled]).dictionary_encode(),
         "detail": pa.nulls(total, pa.string()),
+        label_column("source"): pa.array(_SOURCES).take(pa.array(rng.choice(len(_SOURCES), total, p=_SHARES))),
     }
     asked = rng.permutation(rows - copies)
     questions = pa.table([keys_array(question_key[asked]), texts(question_key[asked], b" is what?")], QUESTIONS_SCHEMA)
-    return pa.table(columns, SCHEMA), questions
+    return pa.table(columns), questions
 
 
 def scores_of(rng: np.random.Generator, keys: pa.Array) -> pa.Table:
@@ -146,7 +146,7 @@ def texts(keys: np.ndarray[Any, np.dtype[np.uint8]], end: bytes) -> pa.Array:
 def plan_of(out: Place, rows: int, units: int) -> Plan:
     """A plan over units that are all indexed already; what they were indexed from is not there."""
     units = max(1, min(units, rows // 100))
-    mapping = Mapping(question="problem", traces="generations")
+    mapping = Mapping(question="problem", traces="generations", labels={"source": "source"})
     pool = PoolIndex(Place.of("/pool"), out, mapping, Guards(), "first", ModelRef("none", Path(), "made up"))
     each = [Unit(0, f"part-{number:05d}.parquet", 1 << 27, "1") for number in range(units)]
     settings = {"pools": [{"uri": "/pool"}], "out": out.uri, "max_error_rate": "0.01"}

@@ -251,12 +251,12 @@ def test_values_nested_deeply() -> None:
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
-    groups = Mapping(question=("q",), traces="t", id="i", verified="v", groups={"source": "f"})
+    labels = Mapping(question=("q",), traces="t", id="i", verified="v", labels={"source": "f"})
     for change in ({"i": deep}, {"v": [deep]}, {"f": deep}, {"q": deep}, {"t": [deep]}):
-        (entry,) = enter({**good("Q", "a"), **change}, mapping=groups)
+        (entry,) = enter({**good("Q", "a"), **change}, mapping=labels)
         assert (entry.reason is None) == ("f" in change)
         assert len(entry.detail or "") <= 200
-        assert len(entry.source or "") <= 200
+        assert len(entry.labels.get("source") or "") <= 200
 
 
 def test_questions_that_address_the_judge() -> None:
@@ -313,7 +313,7 @@ UGLIER = st.one_of(UGLY, st.lists(UGLY, max_size=4), st.lists(st.lists(UGLY, max
 MAPPINGS = [
     LISTS,
     BARE,
-    Mapping(question=("q", "v"), traces="t", thinking="c", groups={"source": "f"}),
+    Mapping(question=("q", "v"), traces="t", thinking="c", labels={"source": "f"}),
     Mapping(question=("q",), thinking="t"),
 ]
 

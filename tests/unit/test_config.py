@@ -63,6 +63,23 @@ def test_options_replace_single_keys(tmp_path: Path) -> None:
     assert config.budgets == ("3",)
 
 
+def test_labels_join_those_of_the_preset() -> None:
+    """Catches: a label of the user's that is not read, or that costs the preset its own."""
+    pools: list[dict[str, Any]] = [
+        {"uri": "a", "labels": {"kind": "question_type"}},
+        {"uri": "b", "preset": "limo", "labels": {"source": "origin"}},
+        {"uri": "c", "mapping": {"question": "q", "traces": "t", "labels": {"x": "y"}}},
+    ]
+    found = [pool.resolved_mapping().labels for pool in load_config(None, {"pools": pools}).pools]
+    assert found == [
+        {"source": "source", "problem_type": "problem_type", "kind": "question_type"},
+        {"source": "origin"},
+        {"x": "y"},
+    ]
+    assert preset("limo").labels == {}
+    assert "labels" in said({"pools": [{"uri": "a", "labels": {"a/b": "c"}}]})
+
+
 def test_a_full_file(tmp_path: Path) -> None:
     """Catches: a documented key that is not read."""
     file = written(

@@ -9,19 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from s2r_ray import readers
+from s2r_ray.candidate_table import read_units, take_rows
 from s2r_ray.candidates import Guards, content_key
 from s2r_ray.index import (
     QUESTIONS_SCHEMA,
-    SCHEMA,
     PoolIndex,
     Snapshot,
     UnitOutcome,
     candidates_place,
+    damaged_units,
     index_unit,
     indexed_keys,
     questions_place,
@@ -109,7 +111,7 @@ def test_schemas(pool: PoolIndex) -> None:
         unit = put(pool, name, data)
         index(pool, unit)
         key = pool.key(unit)
-        assert pq.read_schema(candidates_place(pool.out, key).uri).equals(SCHEMA)
+        assert pq.read_schema(candidates_place(pool.out, key).uri).equals(pool.schema)
         assert pq.read_schema(questions_place(pool.out, key).uri).equals(QUESTIONS_SCHEMA)
 
 
@@ -278,6 +280,54 @@ def test_the_real_pool_is_accounted_for(pool: PoolIndex, shared: Callable[..., P
 def _generations(path: str) -> list[list[str]]:
     column: list[list[str]] = pq.read_table(path, columns=["generations"])["generations"].to_pylist()
     return column
+
+
+def test_labels(pool: PoolIndex) -> None:
+    """Catches: a label in another row's place, one that is lost where a file or a pool lacks its column, blank text or
+    a null of pandas (NaN) that makes a group of its own, and text that would spoil a page or a terminal."""
+    values = ["web", None, " ", 7, "\x1b[31m", float("nan")]
+    data = [json.dumps({"question": str(n), "solution": "a", "lang": v}).encode() for n, v in enumerate(values)]
+    labelled = replace(pool, mapping=pool.mapping.model_copy(update={"labels": {"language": "lang", "field": "f"}}))
+    keys = []
+    for name, some, index_of in (
+        ("a.jsonl", [*data, b"not JSON"], labelled),
+        ("b.jsonl", [line("Q", "a").strip()], labelled),
+        ("c.jsonl", [line("R", "a").strip()], pool),
+    ):
+        unit = put(pool, name, b"\n".join(some))
+        index(index_of, unit)
+        keys.append((unit, index_of.key(unit)))
+    assert pq.read_schema(candidates_place(pool.out, keys[0][1]).uri).equals(labelled.schema)
+    snapshot = Snapshot(("pool",), tuple(keys))
+    tables = list(read_units(pool.out, snapshot, range(3), ["row"], ["language"]))
+    assert [table["label_language"].to_pylist() for table in tables] == [
+        ["web", None, None, "7", "\\x1b[31m", None, None],
+        [None],
+        [None],
+    ]
+    assert {str(table["label_language"].type) for table in tables} == {"string"}
+    found = take_rows(pool.out, snapshot, np.array([0, 6, 7, 8]), np.array([7, 3, 0]), ["row"], ["language", "field"])
+    assert found["label_language"].to_pylist() == [None, "7", "web"]
+    assert found["label_field"].null_count == 3
+
+
+def test_damage_to_labels(pool: PoolIndex) -> None:
+    """Catches: an index file of which only the columns that every pool has are looked at for damage."""
+    pool = replace(pool, mapping=pool.mapping.model_copy(update={"labels": {"language": "lang"}}))
+    data = b"".join(
+        json.dumps({"question": str(n), "solution": "a", "lang": f"no {n}"}).encode() + b"\n" for n in range(9)
+    )
+    unit = put(pool, "a.jsonl", data)
+    index(pool, unit)
+    place = candidates_place(pool.out, pool.key(unit))
+    assert damaged_units(pool.out, [pool.key(unit)]) == []
+    column = pq.read_metadata(place.uri).row_group(0)
+    (at,) = [column.column(n) for n in range(column.num_columns) if column.column(n).path_in_schema == "label_language"]
+    stored = bytearray(place.read_bytes())
+    stored[at.data_page_offset + at.total_compressed_size // 3] ^= 1
+    place.write_bytes(bytes(stored))
+    (damage,) = damaged_units(pool.out, [pool.key(unit)])
+    assert damage.place == place
 
 
 def test_tables_can_be_joined(pool: PoolIndex) -> None:

@@ -227,11 +227,11 @@ def test_chat_of_other_names() -> None:
     assert (record.question, record.traces[0].response) == ("Q", "b")
 
 
-def test_row_numbers_and_groups() -> None:
-    """Catches: row numbers that start anew in each batch; a group value that is not text."""
-    mapping = Mapping(question=("q",), traces="t", id="i", groups={"source": "s"})
+def test_row_numbers_and_labels() -> None:
+    """Catches: row numbers that start anew in each batch; a label that is not text."""
+    mapping = Mapping(question=("q",), traces="t", id="i", labels={"source": "s"})
     found = rows_of(mapping, {"q": "Q", "t": "a", "i": 1, "s": 7}, {"q": "Q", "t": "a"}, first_row=1000)
-    numbered = [(record.row, record.id, record.groups["source"]) for record in found]
+    numbered = [(record.row, record.id, record.labels["source"]) for record in found]
     assert numbered == [(1000, 1, "7"), (1001, None, None)]
     assert list(records({}, 0, mapping)) == []
 
@@ -251,7 +251,7 @@ def test_missing_column() -> None:
 
 def test_columns_are_read_once() -> None:
     """Catches: a column named twice, which Parquet readers refuse, and one that is left out."""
-    mapping = Mapping(id="q", question=("q", "r"), traces="t", verified="v", complete="v", groups={"source": "r"})
+    mapping = Mapping(id="q", question=("q", "r"), traces="t", verified="v", complete="v", labels={"source": "r"})
     assert mapping.columns() == ("q", "r", "t", "v")
 
 
@@ -263,7 +263,7 @@ def test_columns_are_read_once() -> None:
         {"traces": "t"},
         {"question": "q", "traces": "t", "chat": {"column": "c"}},
         {"question": "q", "traces": "t", "verdict": "v"},
-        {"question": "q", "traces": "t", "groups": {"colour": "c"}},
+        {"question": "q", "traces": "t", "labels": {"../colour": "c"}},
         {"chat": {"columns": "c"}},
     ],
 )

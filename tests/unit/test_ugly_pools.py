@@ -25,7 +25,7 @@ from s2r_ray.readers import BadFileError, Unit, read_unit
 from s2r_ray.storage import Place
 
 LISTS = Mapping(
-    question=("q",), traces="t", id="i", verified="v", complete="c", finish_reason="f", groups={"source": "s"}
+    question=("q",), traces="t", id="i", verified="v", complete="c", finish_reason="f", labels={"source": "s"}
 )
 MAPPINGS = [
     LISTS,
