@@ -40,6 +40,7 @@ class Mapping(BaseModel):
     `id`: without it a sample's id is the hash of its question and trace.
     `verified`, `complete`, `finish_reason`: one value per generation (a list) or per row; absent = not checked.
     `labels`: what to call a sample by in the report and in strata; a file may lack these columns.
+    `answer`: the reference answer, which exports carry along; a file may lack it. A run does not read it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +54,7 @@ class Mapping(BaseModel):
     complete: str | None = None
     finish_reason: str | None = None
     labels: Labels = Field(default_factory=dict)
+    answer: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +71,7 @@ class Mapping(BaseModel):
         return self
 
     def columns(self) -> tuple[str, ...]:
-        """The columns to read, each once."""
+        """The columns that a run reads, each once."""
         named = [self.id, *self.question, self.traces, self.thinking, self.chat.column if self.chat else None]
         flags = [self.verified, self.complete, self.finish_reason, *self.labels.values()]
         return tuple(dict.fromkeys(name for name in [*named, *flags] if name))
@@ -77,6 +79,11 @@ class Mapping(BaseModel):
     def optional(self) -> tuple[str, ...]:
         """Columns that a file may lack: labels, and parts of the question after the first, as Alpaca's `input`."""
         return (*self.question[1:], *self.labels.values())
+
+    def texts_only(self) -> Mapping:
+        """The same without what only guards and strata look at."""
+        unused: dict[str, Any] = {"id": None, "verified": None, "complete": None, "finish_reason": None, "labels": {}}
+        return self.model_copy(update=unused)
 
     def check(self, found: Sequence[str], where: str) -> None:
         """Compare with a file's columns.
