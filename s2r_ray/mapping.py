@@ -20,41 +20,35 @@ Labels = dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 
 
 class ChatMapping(BaseModel):
-    """Where a list of chat turns lies and what its turns are called."""
+    """Where a list of chat turns lies and what its turns are called; the first exchange is taken."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    column: str
-    role: str = "role"
-    content: str = "content"
-    user: tuple[str, ...] = ("user", "human")
-    assistant: tuple[str, ...] = ("assistant", "gpt")
+    column: str = Field(description="A list of turns")
+    role: str = Field("role", description="Field of a turn that says who speaks")
+    content: str = Field("content", description="Field of a turn with what is said")
+    user: tuple[str, ...] = Field(("user", "human"), description="Who asks")
+    assistant: tuple[str, ...] = Field(("assistant", "gpt"), description="Who answers")
 
 
 class Mapping(BaseModel):
-    """Which column is what. Either `question` and `traces`, or `chat`.
-
-    `question`: one column, or several joined with a blank line; those after the first may be missing or empty.
-    `traces`: the response; a string, or a list of strings with one response per generation.
-    `thinking`: the reasoning alone, where a pool keeps it apart from the response.
-    `id`: without it a sample's id is the hash of its question and trace.
-    `verified`, `complete`, `finish_reason`: one value per generation (a list) or per row; absent = not checked.
-    `labels`: what to call a sample by in the report and in strata; a file may lack these columns.
-    `answer`: the reference answer, which exports carry along; a file may lack it. A run does not read it.
-    """
+    """Which column is what. Either `question` and `traces` (or `thinking`), or `chat`. Of flags there is one value per
+    generation (a list) or per row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str | None = None
-    question: tuple[str, ...] = ()
-    traces: str | None = None
-    thinking: str | None = None
-    chat: ChatMapping | None = None
-    verified: str | None = None
-    complete: str | None = None
-    finish_reason: str | None = None
-    labels: Labels = Field(default_factory=dict)
-    answer: str | None = None
+    id: str | None = Field(None, description="Without it a sample's id is the hash of its question and trace")
+    question: tuple[str, ...] = Field(
+        (), description="One column, or several as one text; all but the first are optional"
+    )
+    traces: str | None = Field(None, description="The response; text, or a list with one for each generation")
+    thinking: str | None = Field(None, description="The reasoning, where it is kept apart from the response")
+    chat: ChatMapping | None = Field(None, description="A list of chat turns, in place of question and traces")
+    verified: str | None = Field(None, description="Flag: the answer is right; null: not checked")
+    complete: str | None = Field(None, description="Flag: the trace is finished; null: not checked")
+    finish_reason: str | None = Field(None, description="Why the generation ended; null: not checked")
+    labels: Labels = Field(default_factory=dict, description="Name: column, for report and strata")
+    answer: str | None = Field(None, description="The reference answer, for exports; a run does not read it")
 
     @model_validator(mode="before")
     @classmethod

@@ -198,6 +198,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
     roots = config.pool_places()
     for place in (out, *roots):
         place.check_reachable()
+    out.check_can_be_folder()
     names = list(SIGNALS) if signals is None else [signal.name for signal in signals]
     weights = parse_weights(config.weights, [*names, *INDEX_SIGNALS])
     tokenizer = find_tokenizer(config.tokenizer, storage=config.storage.options())

@@ -1,0 +1,118 @@
+"""`s2r judge`: train a judge, and hold one against labels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from s2r_ray.errors import UsageError
+from s2r_ray.options import JUDGING, AsJson, Quiet, configured, print_json
+
+if TYPE_CHECKING:
+    from s2r_ray.config import Config
+
+app = typer.Typer(no_args_is_help=True, help="Train and examine judges.")
+
+Labels = Annotated[str, typer.Option(metavar="FILE", help="Parquet or JSONL with questions and labels.")]
+QuestionColumn = Annotated[str, typer.Option(metavar="COLUMN", help="Column of the questions.")]
+LabelColumn = Annotated[str, typer.Option(metavar="COLUMN", help="Column of the labels: numbers, larger is harder.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(metavar="LABEL", help="Labels from here on count as hard.", show_default="none: no AUC"),
+]
+
+
+@app.command("eval")
+@configured(*JUDGING)
+def evaluate(
+    settings: Config,
+    labels: Labels,
+    question_column: QuestionColumn,
+    label_column: LabelColumn,
+    threshold: Threshold = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a judge's scores against labels."""
+    from s2r_ray.judge.evaluate import read_labelled
+    from s2r_ray.judge.examine import examine
+
+    figures = examine(settings, read_labelled(labels, question_column, label_column), threshold)
+    if as_json:
+        print_json(figures)
+        return
+    for name, value in figures.items():
+        sys.stdout.write(f"{name.replace('_', ' '):<22} {_shown(value)}\n")
+
+
+def _shown(figure: object) -> str:
+    if isinstance(figure, dict):
+        return ", ".join(f"{name}: {_shown(value)}" for name, value in figure.items())
+    return f"{figure:.4g}" if isinstance(figure, float) else "-" if figure is None else f"{figure}"
+
+
+@app.command()
+def train(
+    labels: Labels,
+    question_column: QuestionColumn,
+    label_column: LabelColumn,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where to write the judge; must not hold one yet.")],
+    base: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Checkpoint to fine-tune.", show_default="none: from scratch")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the questions, at the most.")] = 7,
+    learning_rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 7e-4,
+    seed: Annotated[int, typer.Option(help="The same seed and thread count give the same judge.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")] = None,
+    threshold: Threshold = None,
+    holdout_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Hold out whole groups of this column.", show_default="none")
+    ] = None,
+    holdout_value: Annotated[
+        list[str] | None, typer.Option(metavar="GROUP", help="A group to hold out. Repeatable.", show_default="none")
+    ] = None,
+    holdout_fraction: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the questions that only choose the epoch; 0..1.")
+    ] = 0.05,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a judge on labelled questions; the defaults are the recipe of the embedded one."""
+    from s2r_ray.judge.evaluate import read_labelled
+    from s2r_ray.judge.train import TrainConfig, train_judge
+    from s2r_ray.progress import Progress
+
+    target = Path(out).expanduser()
+    if (target / "config.json").exists():
+        raise UsageError(f"--out {out}: there is a model in it already; choose an empty folder")
+    if bool(holdout_column) != bool(holdout_value):
+        raise UsageError("--holdout-column and --holdout-value go together")
+    settings = TrainConfig(
+        seed=seed,
+        threads=threads,
+        threshold=threshold,
+        base=base,
+        holdout_values=tuple(holdout_value or ()),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        holdout_fraction=holdout_fraction,
+    )
+    examples = read_labelled(labels, question_column, label_column, group_column=holdout_column)
+    result = train_judge(examples, target, settings, Progress(quiet=quiet).say)
+    figures = {
+        "judge": str(result.out_dir),
+        "parameters": result.parameters,
+        "train_rows": result.train_rows,
+        "best_epoch": result.best_epoch,
+        "held_out": result.held_out,
+        "seconds": round(result.seconds, 1),
+    }
+    if as_json:
+        print_json(figures)
+        return
+    sys.stdout.write(f"judge of {result.parameters:,} parameters: {result.out_dir}\n")
+    for name in ("n", "spearman", "auc"):
+        if result.held_out.get(name) is not None:
+            sys.stdout.write(f"held out {name:<10} {result.held_out[name]:.4g}\n")
