@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from s2r_ray.injection import addresses_judge
 from s2r_ray.mapping import MISSING, Record, Trace
 from s2r_ray.printable import brief, one_line
+from s2r_ray.rethinking import count_rethinking
 from s2r_ray.tokens import TokenCounter
 from s2r_ray.trace import reasoning, without_repeats
 
@@ -72,8 +73,9 @@ class Guards(BaseModel):
 class Entry:
     """One trace in the pool index. Lengths are in tokens of the student's tokenizer, None where not counted.
 
-    `reason` is None for a candidate. `generation` is -1 for a row that has no trace at all. `addresses_judge` marks
-    questions that speak to the judge (see `injection`), None where there is no question.
+    `rethinking_words` are those of a candidate, counted after repeat removal as `trace_tokens_unique` is (see
+    `count_rethinking`). `reason` is None for a candidate. `generation` is -1 for a row that has no trace at all.
+    `addresses_judge` marks questions that speak to the judge (see `injection`), None where there is no question.
     """
 
     sample_id: str
@@ -86,6 +88,7 @@ class Entry:
     trace_tokens: int | None = None
     trace_tokens_unique: int | None = None
     trace_characters: int | None = None
+    rethinking_words: int | None = None
     addresses_judge: bool | None = None
     reason: str | None = None
     detail: str | None = None
@@ -109,11 +112,16 @@ def entries(records: Sequence[Record], guards: Guards, choice: Choice, counter: 
     traces is fit. `first` takes the first that passed, `longest` the one with most tokens after repeat removal
     (the first of equals), `all` every one.
     """
-    checked = [_check_flags(record, guards) for record in records]
-    measured = _measure([entry for row in checked for entry in row], guards, counter)
+    rows = [_check_flags(record, guards) for record in records]
+    checked = [item for row in rows for item in row]
+    measured = _measure(checked, guards, counter)
     result: list[Entry] = []
-    for row in checked:
+    for row in rows:
         result.extend(_choose([next(measured) for _ in row], choice))
+    fit = [place for place, entry in enumerate(result) if entry.reason is None]
+    words = count_rethinking([checked[place].unique for place in fit])
+    for place, count in zip(fit, words.tolist(), strict=True):
+        result[place] = replace(result[place], rethinking_words=count)
     return result
 
 
@@ -125,6 +133,7 @@ class _Checked:
     question: str = ""
     response: str = ""
     trace: str = ""
+    unique: str = ""
 
 
 def _check_flags(record: Record, guards: Guards) -> list[_Checked]:
@@ -166,7 +175,7 @@ def _check_trace(question: str, trace: Trace, base: Entry, guards: Guards, *, by
     span = trace.thinking if isinstance(trace.thinking, str) and trace.thinking else reasoning(response)
     if not span.strip():
         return _Checked(_left_out(base, Reason.EMPTY, "trace is blank"))
-    return _Checked(base, question, response, span)
+    return _Checked(base, question, response, span, without_repeats(span))
 
 
 def _numbered(base: Entry, generation: int) -> Entry:
@@ -231,15 +240,18 @@ def _flag_fault(trace: Trace, guards: Guards) -> tuple[Reason | None, str | None
 def _measure(checked: Sequence[_Checked], guards: Guards, counter: TokenCounter) -> Any:
     """The entries in order, those still in the running with their lengths and the cutoff applied."""
     fit = [item for item in checked if item.entry.reason is None]
-    unique = [without_repeats(item.trace) for item in fit]
-    texts = [[item.question for item in fit], [item.response for item in fit], [item.trace for item in fit], unique]
-    lengths = [counter.count(column).tolist() for column in texts]
-    measured = iter(zip(fit, *lengths, strict=True))
+    questions, responses, traces = (
+        counter.count([getattr(item, name) for item in fit]) for name in ("question", "response", "trace")
+    )
+    unique = traces.copy()
+    repetitive = [place for place, item in enumerate(fit) if item.unique is not item.trace]
+    unique[repetitive] = counter.count([fit[place].unique for place in repetitive])
+    measured = zip(*(lengths.tolist() for lengths in (questions, responses, traces, unique)), strict=True)
     for item in checked:
         if item.entry.reason is not None:
             yield item.entry
             continue
-        _, question_tokens, response_tokens, trace_tokens, trace_tokens_unique = next(measured)
+        question_tokens, response_tokens, trace_tokens, trace_tokens_unique = next(measured)
         entry = replace(
             item.entry,
             question_tokens=question_tokens,

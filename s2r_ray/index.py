@@ -23,12 +23,13 @@ from s2r_ray.keys import KEY
 from s2r_ray.mapping import Mapping, records
 from s2r_ray.models import ModelRef, fetch
 from s2r_ray.readers import BadFileError, Batch, Unit, read_unit
+from s2r_ray.rethinking import RETHINKING_WORDS
 from s2r_ray.retries import take_repeated
 from s2r_ray.storage import Place
 from s2r_ray.tables import DamagedError, read_ahead, read_own, write_own
 from s2r_ray.tokens import TokenCounter, open_counter
 
-_CODE_VERSION = 2
+_CODE_VERSION = 3
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -44,6 +45,7 @@ SCHEMA = pa.schema(
         ("trace_tokens", pa.int32()),
         ("trace_tokens_unique", pa.int32()),
         ("trace_characters", pa.int32()),
+        ("rethinking_words", pa.int32()),
         ("addresses_judge", pa.bool_()),
         ("reason", _WORD),
         ("detail", pa.string()),
@@ -79,6 +81,7 @@ class PoolIndex:
             "mapping": self.mapping.model_dump(mode="json", exclude={"answer"}),
             "guards": self.guards.model_dump(mode="json"),
             "choice": self.choice,
+            "rethinking_words": RETHINKING_WORDS,
             "tokenizer": self.tokenizer.identity,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

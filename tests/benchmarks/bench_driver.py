@@ -95,6 +95,7 @@ def unit_tables(rng: np.random.Generator, rows: int) -> tuple[pa.Table, pa.Table
         "trace_tokens": pa.array(length),
         "trace_tokens_unique": pa.array(length - length % 7),
         "trace_characters": pa.array(length * 3),
+        "rethinking_words": pa.array(length // 100),
         "addresses_judge": pa.array(rng.random(total) < 1e-4),
         "reason": pa.array(["unverified"] * total, mask=candidate[shuffled]).dictionary_encode(),
         "detail": pa.nulls(total, pa.string()),

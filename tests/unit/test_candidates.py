@@ -53,7 +53,7 @@ def reasons(found: Sequence[Entry]) -> list[str | None]:
 
 def test_a_good_trace() -> None:
     """Catches: any field of a candidate's index row computed from the wrong text."""
-    trace = "<think>\na b\n\nc\n\na b\n</think>\n\nThe answer."
+    trace = "<think>\na wait\n\nc\n\na wait\n</think>\n\nThe answer? Wait."
     row = good("one two", trace)
     (entry,) = enter(row, first_row=7)
     assert entry == Entry(
@@ -66,7 +66,8 @@ def test_a_good_trace() -> None:
         response_tokens=len(trace.split()),
         trace_tokens=5,
         trace_tokens_unique=3,
-        trace_characters=len("\na b\n\nc\n\na b\n"),
+        trace_characters=len("\na wait\n\nc\n\na wait\n"),
+        rethinking_words=1,
         addresses_judge=False,
     )
 
@@ -347,6 +348,7 @@ def test_every_trace_has_one_entry(choice: str, rows: list[dict[str, Any]], mapp
             assert entry.question_key is not None
             assert entry.sample_key is not None
             assert entry.trace_characters
+        assert (entry.rethinking_words is None) == (entry.reason is not None)
     if choice != "all":
         candidates = [entry.row for entry in found if entry.reason is None]
         assert len(candidates) == len(set(candidates))
