@@ -76,8 +76,8 @@ class Mapping(BaseModel):
 
     def texts_only(self) -> Mapping:
         """The same without what only guards and strata look at."""
-        unused: dict[str, Any] = {"id": None, "verified": None, "complete": None, "finish_reason": None, "labels": {}}
-        return self.model_copy(update=unused)
+        texts = {name: getattr(self, name) for name in ("question", "traces", "thinking", "chat", "answer")}
+        return Mapping.model_validate(texts)
 
     def check(self, found: Sequence[str], where: str) -> None:
         """Compare with a file's columns.
