@@ -250,7 +250,7 @@ def _rethinking(statistics: Statistics, budgets: Sequence[figures.Series]) -> Fi
     sums = statistics.sums
     rows = []
     for name, levels in _groups(statistics):
-        words, tokens = int(sums.words[levels].sum()), int(sums.tokens[levels].sum())
+        words, tokens = int(sums.words[levels].sum()), int(sums.unique_tokens[levels].sum())
         rows.append(
             (name, f"{1000 * words / max(1, tokens):.2f}", f"{words / max(1, int(sums.rows[levels].sum())):,.1f}")
         )

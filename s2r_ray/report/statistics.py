@@ -227,7 +227,7 @@ class _Tallies:
                 some = unique < tokens
                 histogram.add(1 - unique[some] / tokens[some], levels[some])
             elif name == RETHINKING and words is not None:
-                histogram.add(1000 * words / np.maximum(1, tokens), levels)
+                histogram.add(1000 * words / np.maximum(1, unique), levels)
             else:
                 histogram.add(values[name] if name in values else table[name].to_numpy(), levels)
         self.sums.add(tokens, unique, words, levels)
