@@ -188,6 +188,44 @@ def export_selection(
 
 @app.command()
 @configured("out")
+def report(
+    settings: Config,
+    run: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="Run to report on: an id or its beginning, latest, or the folder of a run.",
+            autocompletion=completion.runs,
+        ),
+    ] = "latest",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="NAME", help="Label whose shares to show. Repeatable.", show_default="all of the index"
+        ),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="File to write; a path or s3://.", show_default="report.html of the run"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the report of a finished run anew, from what the run and the index have stored."""
+    from s2r_ray.report.page import remake_report
+    from s2r_ray.runs import named_run
+    from s2r_ray.storage import Place
+
+    options = settings.storage.options()
+    out, run_id = named_run(run, settings.out_place() if settings.out else None, options)
+    place = remake_report(out, run_id, label or (), Place.of(to, options) if to else None)
+    if as_json:
+        print_json({"run_id": run_id, "report": place.uri})
+    else:
+        sys.stdout.write(f"{place.uri}\n")
+
+
+@app.command()
+@configured("out")
 def diff(
     settings: Config,
     run_a: Annotated[

@@ -30,8 +30,9 @@ import pyarrow.compute as pc
 from s2r_ray.candidates import Reason
 from s2r_ray.errors import UsageError
 from s2r_ray.groups import label_codes
+from s2r_ray.near_cutoff import rows_within_noise
 from s2r_ray.noise import Noise, read_noise
-from s2r_ray.ranking import ValueCounts, Weights, count_values, joint_ranker, parse_weights
+from s2r_ray.ranking import parse_weights
 from s2r_ray.runs import list_runs, read_record
 from s2r_ray.selection import manifest_place
 from s2r_ray.signals import INDEX_SIGNALS
@@ -478,48 +479,3 @@ def _within_noise(
 def _members(stratum: Ints) -> list[Ints]:
     """The rows of each group."""
     return np.split(np.argsort(stratum, kind="stable"), np.cumsum(np.bincount(stratum))[:-1])
-
-
-def rows_within_noise(
-    values: Mapping[str, npt.NDArray[Any]], weights: Weights, reach: Mapping[str, float], chosen: Sequence[Bools]
-) -> list[int]:
-    """How many rows would change sides if their own values moved and all other rows stayed as they are.
-
-    Args:
-        values: signal -> its values [n]; larger is better.
-        reach: signal -> how far its value may move, up or down. Several signals move to the same side.
-        chosen: for each budget which rows it selects, bool[n].
-
-    Returns:
-        For each budget the rows outside whose joint rank could come below that of the last row inside, and the rows
-        inside whose joint rank could rise above that of the first row outside. A value that moved has the average rank
-        that it would have among the other rows' values.
-    """
-    weight_of = {name: a for name, a in zip(weights.names, weights.numerators, strict=True) if a}
-    counts = {name: count_values(values[name], name) for name in weight_of}
-    ranker = joint_ranker(counts, weights)
-    joint = ranker.rank({name: values[name] for name in weight_of}).joint
-    least, most = joint.copy(), joint.copy()
-    for name, weight in weight_of.items():
-        if name in reach:
-            own = ranker.tables[name].doubled(values[name])
-            least += weight * (_doubled_if(counts[name], values[name], values[name] + reach[name]) - own)
-            most += weight * (_doubled_if(counts[name], values[name], values[name] - reach[name]) - own)
-    return [_flips(joint, least, most, inside) for inside in chosen]
-
-
-def _doubled_if(counts: ValueCounts, own: npt.NDArray[Any], moved: npt.NDArray[Any]) -> Ints:
-    """Twice the average rank, from the largest, of each moved value among the others: its own value is taken out."""
-    up_to = np.append(0, np.cumsum(counts.counts))
-    below, not_above = (up_to[np.searchsorted(counts.values, moved, side=side)] for side in ("left", "right"))
-    above = counts.rows - not_above - (own > moved)
-    equal = not_above - below - (own == moved)
-    found: Ints = 2 * above + equal + 2
-    return found
-
-
-def _flips(joint: Ints, least: Ints, most: Ints, inside: Bools) -> int:
-    if inside.all() or not inside.any():
-        return 0
-    last, first = joint[inside].max(), joint[~inside].min()
-    return int((most[inside] > first).sum() + (least[~inside] < last).sum())

@@ -40,7 +40,7 @@ from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
 from s2r_ray.ranking import Weights, parse_weights
 from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit
-from s2r_ray.report import write_report
+from s2r_ray.report.page import write_report
 from s2r_ray.retries import take_repeated
 from s2r_ray.score import Judged, Pending, Questions, find_questions, score_missing
 from s2r_ray.selection import rank
@@ -362,7 +362,7 @@ def rank_and_publish(
         baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={**scored.seconds, "rank": monotonic() - begun},
     )
-    write_report(out, place, scored.snapshot, record, ranking)
+    write_report(out, place, record)
     publish(out, place, record)
     return record, place
 

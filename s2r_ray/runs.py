@@ -7,7 +7,7 @@ from typing import Any
 
 from s2r_ray.errors import UsageError
 from s2r_ray.publish import read_latest
-from s2r_ray.storage import Place
+from s2r_ray.storage import DEFAULT_STORAGE, Place, StorageOptions
 
 _SHOWN_RUNS = 5
 
@@ -51,6 +51,28 @@ def list_runs(out: Place) -> Runs:
     files = {file.path.partition("/")[::2] for file in out.child("runs").files()}
     runs = sorted({run for run, _ in files})
     return Runs(out, tuple(runs), tuple(run for run in runs if (run, "run.json") in files))
+
+
+def named_run(run: str, out: Place | None, options: StorageOptions = DEFAULT_STORAGE) -> tuple[Place, str]:
+    """The output place and the id of the finished run that a user named.
+
+    Args:
+        run: an id or its beginning, `latest`, or a run's folder (a path with a slash in it, or s3://).
+        out: where to look for an id; None if no output place is known. options: for reaching a folder.
+
+    Raises:
+        UsageError: there is no such run, or no telling where.
+    """
+    if "/" in run:
+        folder = Place.of(run, options)
+        parent, _, run_id = folder.uri.rpartition("/runs/")
+        if not parent or "/" in run_id:
+            raise UsageError(f"--run {run}: expected the folder of a run, OUT/runs/RUN_ID")
+        out, run = Place(parent, options), run_id
+    if out is None:
+        raise UsageError(f"--run {run}: give the output place with --out, or the folder of the run")
+    out.check_reachable()
+    return out, list_runs(out).find(None if run == "latest" else run)
 
 
 def read_record(out: Place, run_id: str) -> dict[str, Any]:

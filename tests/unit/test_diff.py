@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2r_ray import diff as diff_module
-from s2r_ray.diff import ENTERED, LEFT, Diff, choose_runs, diff_runs, rows_within_noise
+from s2r_ray.diff import ENTERED, LEFT, Diff, choose_runs, diff_runs
 from s2r_ray.errors import UsageError
+from s2r_ray.near_cutoff import rows_within_noise
 from s2r_ray.noise import Noise, noise_place
 from s2r_ray.publish import RunRecord, publish
 from s2r_ray.ranking import budget_size, parse_weights

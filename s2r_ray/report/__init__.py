@@ -1,0 +1,1 @@
+"""report.html: what was selected from a pool, and how far to trust it."""

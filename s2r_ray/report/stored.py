@@ -1,0 +1,98 @@
+"""A run as it lies on disk: its record and its ranked rows, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+
+from s2r_ray.index import Snapshot
+from s2r_ray.publish import RunRecord
+from s2r_ray.selection import manifest_place
+from s2r_ray.signals import INDEX_SIGNALS
+from s2r_ray.storage import Place
+from s2r_ray.tables import open_parquet
+
+BATCH_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run below an output place: its ranking and manifests are written, its record may still be in the making."""
+
+    out: Place
+    place: Place
+    record: RunRecord
+
+    @property
+    def budgets(self) -> tuple[tuple[str, int], ...]:
+        """(budget in per cent, rows), the smallest first: each is the beginning of the next."""
+        return tuple(sorted(self.record.budgets.items(), key=lambda item: (item[1], float(item[0]))))
+
+    @property
+    def signals(self) -> dict[str, str]:
+        """Signal -> column of the ranking that has its values."""
+        return {**{name: name for name in self.record.fingerprints}, **INDEX_SIGNALS}
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """The signals that move the joint rank."""
+        return tuple(name for name, weight in self.record.weights.items() if weight)
+
+    @property
+    def stratified(self) -> bool:
+        """Whether ranks are those inside of a group, and budgets are filled group by group."""
+        return bool(self.record.config.get("strata"))
+
+    def columns(self) -> list[str]:
+        """Of the ranking."""
+        with open_parquet(self._parts()[0]) as file:
+            names: list[str] = file.schema_arrow.names
+        return names
+
+    def extras(self) -> list[str]:
+        """The columns of the ranking that signals give beside their value, such as the label mass."""
+        known = {
+            "pool",
+            "sample_id",
+            "file",
+            "row",
+            "generation",
+            "question_key",
+            "trace_tokens",
+            *self.signals.values(),
+        }
+        return [name for name in self.columns() if name not in known and not name.startswith("rank_")]
+
+    def rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns of all ranked rows in order (pool, path, row, generation), a batch at a time."""
+        for part in self._parts():
+            yield from _batches(part, columns)
+
+    def numbers(self, columns: Sequence[str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """The same as arrays, for columns without nulls."""
+        for table in self.rows(columns):
+            yield {name: table[name].to_numpy() for name in columns}
+
+    def selected(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of the largest budget in order of their position, a batch at a time."""
+        yield from _batches(manifest_place(self.place, self.budgets[-1][0]), columns)
+
+    def snapshot(self) -> Snapshot | None:
+        """The pools as the run saw them; None where the index is gone."""
+        place = self.out.child("index", "snapshots", f"{self.record.snapshot}.json")
+        return Snapshot.from_json(place.read_bytes()) if place.exists() else None
+
+    def _parts(self) -> list[Place]:
+        folder = self.place.child("ranking")
+        return [folder.child(file.path) for file in folder.files()]
+
+
+def _batches(place: Place, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    with open_parquet(place) as file:
+        wanted = None if columns is None else list(columns)
+        for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=not place.is_remote):
+            yield pa.Table.from_batches([batch])

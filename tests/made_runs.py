@@ -1,0 +1,183 @@
+"""Finished runs over an index and scores that are made up, without Ray or a model; what lies in them as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2r_ray.index import (
+    QUESTIONS_SCHEMA,
+    SCHEMA,
+    Snapshot,
+    candidates_place,
+    label_column,
+    questions_place,
+    snapshot_place,
+)
+from s2r_ray.noise import Noise, noise_place
+from s2r_ray.publish import RunRecord, new_run_id, publish
+from s2r_ray.ranking import parse_weights
+from s2r_ray.readers import Unit
+from s2r_ray.report.stored import StoredRun
+from s2r_ray.selection import rank
+from s2r_ray.storage import Place
+from s2r_ray.store import ScoreStore, fingerprint_digest
+from s2r_ray.tables import write_own
+from tests.fakes import HashJudge
+
+JUDGE = HashJudge()
+PLACE = ["pool", "file", "row", "generation"]
+
+
+def made_run(
+    folder: Path,
+    rows: int,
+    seed: int,
+    *,
+    units: int = 4,
+    pools: int = 1,
+    levels: int = 16,
+    longest: int = 40,
+    budgets: Sequence[str] = ("2", "5", "30"),
+    weights: Mapping[str, str] | None = None,
+    labels: Sequence[Sequence[str]] = (("kind", "source"), ("kind",)),
+    noise: float | None = None,
+) -> StoredRun:
+    """A run over so many candidates in random order of rows, and a tenth as many left out.
+
+    Args:
+        levels, longest: so many values of difficulty, and lengths up to this: small ones make ties.
+        labels: of the units, in turn; so some have no such column.
+        noise: of the judge, as if it had been measured.
+    """
+    rng = np.random.default_rng(seed)
+    out = Place.of(folder)
+    store = ScoreStore.of(out, JUDGE)
+    found = []
+    for number, size in enumerate(np.diff(np.linspace(0, rows, units + 1).astype(int)).tolist()):
+        names = labels[number % len(labels)]
+        key = f"{number % len(labels):032x}/{number:032x}"
+        unit = Unit(number * pools // units, f"part-{number // 2}.parquet", 1, "1", first_row=1000 * (number % 2))
+        table, questions = _unit(rng, size, unit.first_row, number, names, longest)
+        write_own(candidates_place(out, key), table)
+        write_own(questions_place(out, key), questions)
+        values = rng.integers(0, levels, questions.num_rows) / levels
+        store.append(_scores(questions["question_key"].combine_chunks(), values, rng))
+        found.append((unit, key))
+    snapshot = Snapshot(tuple(f"/pool-{number}" for number in range(pools)), tuple(found))
+    snapshot_place(out, snapshot.digest()).write_bytes(snapshot.to_json())
+    if noise is not None:
+        measured = Noise(64, noise, noise / 2)
+        noise_place(store).write_bytes(
+            f'{{"pairs": 64, "largest": {measured.largest}, "rms": {measured.rms}}}'.encode()
+        )
+    return ranked_run(out, snapshot, budgets, weights or {"difficulty": "0.25", "length": "0.75"})
+
+
+def ranked_run(out: Place, snapshot: Snapshot, budgets: Sequence[str], weights: Mapping[str, str]) -> StoredRun:
+    """Rank what is stored and publish it."""
+    run_id = new_run_id()
+    place = out.child("runs", run_id)
+    store = ScoreStore.at(out, JUDGE.name, fingerprint_digest(JUDGE.fingerprint()), JUDGE.extras)
+    parsed = parse_weights(weights, ["difficulty", "length"])
+    ranking = rank(out, snapshot, {JUDGE.name: store}, parsed, budgets, place)
+    record = RunRecord(
+        run_id=run_id,
+        started="2026-11-21T12:00:00+00:00",
+        config={"weights": dict(weights), "pools": [{"uri": uri} for uri in snapshot.pools]},
+        pools=list(snapshot.pools),
+        snapshot=snapshot.digest(),
+        index={"tokenizer": "t", "fingerprints": []},
+        fingerprints={JUDGE.name: JUDGE.fingerprint()},
+        counts={
+            "indexed": ranking.indexed,
+            "ranked": ranking.ranked,
+            "excluded": sum(ranking.excluded.values()),
+            "files_read": len(snapshot.units),
+            "files_reused": 0,
+            "difficulty_judged": ranking.ranked,
+            "difficulty_reused": 0,
+        },
+        excluded=ranking.excluded,
+        budgets=ranking.budgets,
+        addressing_judge=ranking.addressing,
+        weights=parsed.as_floats(),
+        seconds={"index": 2.0, "difficulty": 4.0, "difficulty_in_workers": 3.5, "difficulty_loading": 1.0, "rank": 0.5},
+    )
+    publish(out, place, record)
+    return StoredRun(out, place, record)
+
+
+def _unit(
+    rng: np.random.Generator, size: int, first_row: int, number: int, labels: Sequence[str], longest: int
+) -> tuple[pa.Table, pa.Table]:
+    """A unit's index rows, every eleventh of them left out, and the questions of the others."""
+    total = size + size // 10
+    left_out = np.zeros(total, np.bool_)
+    left_out[rng.permutation(total)[: size // 10]] = True
+    keys = [rng.bytes(16) for _ in range(total)]
+    unique = rng.integers(1, longest + 1, total)
+    columns = {
+        "sample_id": [f"{rng.integers(10**6):06d}-{number}-{row}" for row in range(total)],
+        "row": first_row + np.arange(total) // 2,
+        "generation": np.arange(total) % 2,
+        "question_key": keys,
+        "sample_key": [rng.bytes(16) for _ in range(total)],
+        "question_tokens": np.ones(total),
+        "response_tokens": unique + 5,
+        "trace_tokens": unique + rng.integers(0, 3, total),
+        "trace_tokens_unique": unique,
+        "trace_characters": unique * 4,
+        "rethinking_words": rng.integers(0, 5, total),
+        "addresses_judge": rng.random(total) < 0.1,
+        "reason": pa.array(["unverified"] * total, mask=~left_out),
+        "detail": pa.array(["no verdict"] * total, mask=~left_out),
+    }
+    fields = list(SCHEMA)
+    for label in labels:
+        words = [None if rng.random() < 0.1 else f"{label} {rng.integers(5)}" for _ in range(total)]
+        columns[label_column(label)] = words
+        fields.append(pa.field(label_column(label), pa.dictionary(pa.int32(), pa.string())))
+    arrays = {field.name: pa.array(columns[field.name]).cast(field.type) for field in fields}
+    asked = [key for key, out in zip(keys, left_out, strict=True) if not out]
+    questions = {"question_key": asked, "question": [f"What is {key.hex()}?" for key in asked]}
+    return pa.table(arrays), pa.table(questions, QUESTIONS_SCHEMA)
+
+
+def _scores(keys: pa.Array, values: np.ndarray, rng: np.random.Generator) -> pa.Table:
+    faulty = rng.random(len(keys)) < 0.02
+    return pa.table(
+        {
+            "key": keys,
+            "value": pa.array(values, mask=faulty),
+            "label_mass": pa.array(1 - rng.random(len(keys)) / 2, mask=faulty),
+            "status": np.where(faulty, "too_long", "ok"),
+            "detail": pa.array(["9 tokens, at most 8" if bad else None for bad in faulty], pa.string()),
+        }
+    )
+
+
+def all_rows(run: StoredRun) -> pd.DataFrame:
+    """Every ranked row, with what the index has of it and `position`, 0 for rows that no budget selects."""
+    ranking = pq.read_table(Path(run.place.uri) / "ranking").to_pandas()
+    manifest = pq.read_table(Path(run.place.uri) / "manifests" / f"top-{run.budgets[-1][0]}pct.parquet").to_pandas()
+    snapshot = run.snapshot()
+    assert snapshot is not None
+    parts = []
+    for unit, key in snapshot.units:
+        part = pq.read_table(candidates_place(run.out, key).uri).to_pandas()
+        parts.append(part.assign(pool=snapshot.pools[unit.pool], file=unit.path))
+    index = pd.concat(parts, ignore_index=True).astype({"row": "int64", "generation": "int32"})
+    known = ["rethinking_words", "addresses_judge", *(name for name in index.columns if name.startswith("label_"))]
+    for table in (ranking, manifest):
+        if "pool" not in table:
+            table["pool"] = snapshot.pools[0]
+    found = ranking.merge(index[[*PLACE, *known]], on=PLACE, how="left", validate="one_to_one")
+    found = found.merge(manifest[[*PLACE, "position"]], on=PLACE, how="left", validate="one_to_one")
+    assert found["rethinking_words"].notna().all()
+    return found.assign(position=found["position"].fillna(0).astype(int))

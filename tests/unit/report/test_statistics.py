@@ -1,0 +1,260 @@
+"""The numbers of a report against pandas and scipy over all rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import rankdata, spearmanr
+
+from s2r_ray.errors import UsageError
+from s2r_ray.index import candidates_place
+from s2r_ray.near_cutoff import rows_within_noise
+from s2r_ray.ranking import parse_weights
+from s2r_ray.report import labelled, stored
+from s2r_ray.report.cutoffs import STEPS
+from s2r_ray.report.statistics import REPEATED, RETHINKING, Statistics, gather
+from s2r_ray.report.stored import StoredRun
+from s2r_ray.report.tallies import Histogram, Shares, word_edges
+from s2r_ray.tables import DamagedError
+from tests.made_runs import all_rows, made_run
+
+CASES = {
+    "ties": {"rows": 900, "levels": 8, "longest": 12, "noise": 0.2},
+    "few ties": {"rows": 700, "levels": 1 << 20, "longest": 16_000, "units": 7, "noise": 1e-3},
+    "two pools": {"rows": 600, "pools": 2, "units": 6},
+    "difficulty alone": {"rows": 500, "levels": 4, "weights": {"difficulty": "1"}, "noise": 0.25},
+    "length alone": {"rows": 400, "longest": 9, "weights": {"length": "1"}},
+    "one row a budget": {"rows": 30, "budgets": ("0.1", "100"), "units": 2},
+    "all the same": {"rows": 120, "levels": 1, "longest": 1},
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[StoredRun, Statistics]]:
+    """A run, read in blocks of 64 rows."""
+    run = made_run(tmp_path_factory.mktemp("run"), seed=3, **CASES[request.param])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (stored, labelled):
+            patch.setattr(module, "BATCH_ROWS", 64)
+        yield run, gather(run, run.snapshot())
+
+
+def in_budget(rows: pd.DataFrame, size: int) -> pd.Series:
+    return rows["position"].between(1, size)
+
+
+def test_counts_by_budget(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: rows joined with another row's label or budget, blocks lost or counted twice, a bin's wrong edge."""
+    run, found = case
+    rows = all_rows(run)
+    rows["repeated"] = 1 - rows["trace_tokens_unique"] / rows["trace_tokens"]
+    rows["per_thousand"] = 1000 * rows["rethinking_words"] / rows["trace_tokens_unique"]
+    columns = {"difficulty": "difficulty", "label_mass": "label_mass", "trace_tokens": "trace_tokens"}
+    columns |= {"trace_tokens_unique": "trace_tokens_unique", REPEATED: "repeated", RETHINKING: "per_thousand"}
+    assert found.histograms.keys() == columns.keys()
+    assert found.rows == len(rows)
+    for at, (_, size) in enumerate(run.budgets):
+        some = rows[in_budget(rows, size)]
+        assert len(some) == size
+        for name, column in columns.items():
+            histogram = found.histograms[name]
+            for part, counts in ((rows, histogram.pool), (some, histogram.selected(at))):
+                values = part[column][part["repeated"] > 0] if name == REPEATED else part[column]
+                edges = np.where(np.isinf(histogram.edges), 1e9, histogram.edges)
+                assert counts.tolist() == np.histogram(values, edges)[0].tolist(), name
+        totals = {
+            "rows": size,
+            "tokens": some["trace_tokens"].sum(),
+            "unique_tokens": some["trace_tokens_unique"].sum(),
+        }
+        totals |= {"repeating": (some["repeated"] > 0).sum(), "words": some["rethinking_words"].sum()}
+        assert {name: getattr(found.sums, name)[: at + 1].sum() for name in totals} == totals
+    assert found.density is not None
+    cells = np.histogram2d(rows["difficulty"], rows["trace_tokens_unique"], (found.density.x, found.density.y))[0]
+    assert found.density.counts.tolist() == cells.astype(int).tolist()
+
+
+def test_shares(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: rows of a pool without the label that get a neighbour's or are not counted."""
+    run, found = case
+    rows = all_rows(run)
+    assert found.shares.keys() == {"kind", "source"}
+    for name, shares in found.shares.items():
+        column = rows.get(f"label_{name}").astype(object)
+        for at, (_, size) in enumerate(run.budgets):
+            expected = column[in_budget(rows, size)].value_counts(dropna=False)
+            got = {value: int(counts[: at + 1].sum()) for value, counts in shares.values.items()}
+            assert {value: count for value, count in got.items() if count} == {
+                None if pd.isna(value) else value: count for value, count in expected.items()
+            }
+        assert sum(int(counts.sum()) for counts in shares.values.values()) == len(rows)
+        assert not shares.others.any()
+
+
+def test_signals(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: quantiles off by one row, ties counted as values, a correlation of values in place of ranks."""
+    run, found = case
+    rows = all_rows(run)
+    for name, column in run.signals.items():
+        values, facts = rows[column], found.signals[name]
+        counts = values.value_counts()
+        assert facts.distinct == len(counts)
+        assert facts.tied == counts[counts > 1].sum()
+        assert facts.common_rows == counts.max() == counts[facts.common]
+        assert (facts.least_rows, facts.greatest_rows) == (counts[values.min()], counts[values.max()])
+        for share, value in facts.quantiles.items():
+            assert value == np.quantile(values, share / 100, method="inverted_cdf")
+    if rows["difficulty"].nunique() == 1 or rows["trace_tokens_unique"].nunique() == 1:
+        assert found.spearman is None
+    else:
+        expected = spearmanr(rows["difficulty"], rows["trace_tokens_unique"]).statistic
+        assert found.spearman == pytest.approx(expected, abs=1e-12)
+
+
+def selected_with(rows: pd.DataFrame, quarters: int, size: int) -> set[int]:
+    """Which rows a weight of so many quarters for difficulty selects, by sorting them all."""
+    ranks = {name: (2 * rankdata(-rows[name])).astype(int) for name in ("difficulty", "trace_tokens_unique")}
+    joint = quarters * ranks["difficulty"] + (4 - quarters) * ranks["trace_tokens_unique"]
+    order = rows.assign(joint=joint).sort_values(
+        ["joint", "trace_tokens_unique", "sample_id"], ascending=[True, False, True]
+    )
+    return set(order.index[:size])
+
+
+def test_overlaps_with_other_weights(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: ties at a cut-off that are cut anywhere, rounding of ranks, rows at one cut-off lost for the others."""
+    run, found = case
+    rows = all_rows(run)
+    assert found.overlaps is not None
+    assert found.overlaps.names == (*STEPS, "")
+    for budget, size in run.budgets:
+        chosen = [selected_with(rows, int(4 * float(step)), size) for step in STEPS]
+        chosen.append(set(rows.index[in_budget(rows, size)]))
+        expected = [[len(one & other) for other in chosen] for one in chosen]
+        assert found.overlaps.common[budget].tolist() == expected
+
+
+def test_the_run_is_where_its_own_weights_are(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: a selection of the same weights that is not the run's, which would be another rule for ties."""
+    run, found = case
+    assert found.overlaps is not None
+    place = STEPS.index(f"{run.record.weights.get('difficulty', 0):g}")
+    for budget, size in run.budgets:
+        assert found.overlaps.common[budget][place, -1] == size
+
+
+def test_cutoffs(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: ties or noise held against another budget's cut-off, or against one of a single block."""
+    run, found = case
+    rows = all_rows(run)
+    weights = parse_weights(run.record.config["weights"], ["difficulty", "length"])
+    values = {"difficulty": rows["difficulty"].to_numpy(), "length": rows["trace_tokens_unique"].to_numpy()}
+    measured = found.noise.get("difficulty")
+    chosen = [in_budget(rows, size).to_numpy() for _, size in run.budgets]
+    for (budget, _), inside in zip(run.budgets, chosen, strict=True):
+        cut = rows["rank_joint"][inside].max()
+        tied = rows["rank_joint"] == cut
+        assert found.ties[budget] == ((tied & inside).sum(), (tied & ~inside).sum())
+    if measured is None and "difficulty" in run.weighted:
+        assert found.near == {}
+    else:
+        reach = {"difficulty": measured.largest} if measured else {}
+        assert list(found.near.values()) == rows_within_noise(values, weights, reach, chosen)
+
+
+def test_frontiers(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: a line that is drawn where the selection does not end."""
+    run, found = case
+    rows = all_rows(run)
+    for budget, size in run.budgets:
+        inside = in_budget(rows, size)
+        cut = rows["rank_joint"][inside].max()
+        x, y = found.frontiers[budget]
+        least = dict(zip(x.tolist(), y.tolist(), strict=True))
+        if "length" not in run.weighted:
+            assert least.keys() == {rows["difficulty"][inside].min()}
+            continue
+        for value in x.tolist():
+            here = rows[rows["difficulty"] == value]
+            above = here["trace_tokens_unique"] >= least[value]
+            assert (above == (here["rank_joint"] <= cut)).all()
+        others = rows[~rows["difficulty"].isin(x)]
+        if rows["difficulty"].nunique() <= 200:
+            assert (others["rank_joint"] > cut).all()
+
+
+def test_the_best_that_are_not_selected(case: tuple[StoredRun, Statistics]) -> None:
+    """Catches: just-missed rows of a block and not of the run, and those of equal rank in the order of files."""
+    run, found = case
+    rows = all_rows(run)
+    order = ["rank_joint", "trace_tokens_unique", "sample_id"]
+    best = rows.sort_values(order, ascending=[True, False, True])
+    expected = best[best["position"] == 0]["sample_id"].tolist()[:3]
+    assert (found.missed["sample_id"].to_pylist() if found.missed is not None else []) == expected
+    spoken = best[best["addresses_judge"].astype(bool)]["sample_id"].tolist()[:20]
+    assert (found.addressing["sample_id"].to_pylist() if found.addressing is not None else []) == spoken
+
+
+# --- what is missing ------------------------------------------------------------------------------
+
+
+def test_labels_that_are_asked_for(tmp_path: Path) -> None:
+    """Catches: an unknown label that is silently no figure."""
+    run = made_run(tmp_path, 60, 1)
+    assert gather(run, run.snapshot(), ["kind"]).shares.keys() == {"kind"}
+    with pytest.raises(UsageError, match="label 'colour'; labels there: kind, source"):
+        gather(run, run.snapshot(), ["colour"])
+
+
+@pytest.mark.parametrize("harm", ["gone", "shorter", "another"])
+def test_an_index_that_is_not_the_one_ranked(harm: str, tmp_path: Path) -> None:
+    """Catches: labels of other rows, where the index was made anew or a file of it is lost."""
+    run = made_run(tmp_path, 200, 1)
+    snapshot = run.snapshot()
+    assert snapshot is not None
+    place = candidates_place(run.out, snapshot.units[1][1])
+    path = Path(place.uri)
+    if harm == "gone":
+        path.unlink()
+    else:
+        table = pq.read_table(path)
+        rows = (
+            table.slice(0, 20)
+            if harm == "shorter"
+            else table.set_column(1, "row", pa.array(table["row"].to_numpy() + 500))
+        )
+        pq.write_table(rows, path)
+    with pytest.raises(DamagedError):
+        gather(run, snapshot)
+    without = gather(run, None)
+    assert without.shares == {}
+    assert without.rows == run.record.counts["ranked"]
+    assert RETHINKING not in without.histograms
+
+
+def test_labels_without_end() -> None:
+    """Catches: a label such as an id, whose every value is kept."""
+    shares = Shares.over(2)
+    for start in range(0, 5000, 500):
+        words = pa.chunked_array([pa.array([f"id {number}" for number in range(start, start + 500)])])
+        shares.add(words, np.arange(500) % 2)
+    shares.add(pa.chunked_array([pa.array([None, "id 3"])]), np.array([0, 1]))
+    assert len(shares.values) == 1001
+    assert shares.others.tolist() == [2000, 2000]
+    assert shares.values[None].tolist() == [1, 0]
+    assert shares.values["id 3"].tolist() == [0, 2]
+
+
+def test_more_words_than_the_last_bin() -> None:
+    """Catches: a trace of nothing but rethinking words that falls out of the figure."""
+    histogram = Histogram.over(word_edges(), 1)
+    histogram.add(np.array([0.0, 39.9, 40.0, 1e6]), np.zeros(4, np.intp))
+    assert histogram.counts[0, [0, -2, -1]].tolist() == [1, 1, 2]
