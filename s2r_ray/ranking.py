@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,9 @@ class Ranks(Protocol):
 
     def doubled(self, block: NDArray[Any], /) -> NDArray[np.int64]:
         """Twice the rank of each value, int64[n]."""
+
+
+R = TypeVar("R", bound=Ranks)
 
 
 class Takeable(Protocol):
@@ -338,13 +341,13 @@ class RankedBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class JointRanker:
+class JointRanker(Generic[R]):
     """Ranks blocks of rows by all signals at once. Holds some 24 bytes per distinct value of each signal.
 
     Making one raises UsageError when the joint rank of so many rows would not fit in 64 bits.
     """
 
-    tables: Mapping[str, Ranks]
+    tables: Mapping[str, R]
     weights: Weights
     rows: int
 
@@ -390,7 +393,7 @@ class JointRanker:
         return joint / self.denominator
 
 
-def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRanker:
+def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRanker[RankTable]:
     """rank_j = Σ w_s * rank_s, rank 1 = largest (arXiv 2505.17266, which adds ranks, not scores).
 
     `counts` may have signals without a weight: they are ranked, and do not move the joint rank. Raises

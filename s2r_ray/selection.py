@@ -24,7 +24,16 @@ from s2r_ray.index import Snapshot
 from s2r_ray.keys import Places
 from s2r_ray.parts import Parts
 from s2r_ray.published import LEFT_OUT, RANKED, left_out_rows, ranked_rows, unreadable_files
-from s2r_ray.ranking import JointRanker, ValueCounter, Weights, budget_size, joint_ranker, order_rows, select_top
+from s2r_ray.ranking import (
+    JointRanker,
+    RankTable,
+    ValueCounter,
+    Weights,
+    budget_size,
+    joint_ranker,
+    order_rows,
+    select_top,
+)
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
@@ -122,7 +131,7 @@ def manifest_place(run: Place, budget: str) -> Place:
 
 def _ranker(
     index: _Index, candidates: CandidateTable, signals: Sequence[str], weights: Weights
-) -> tuple[JointRanker | StratifiedRanker, list[Places]]:
+) -> tuple[JointRanker[RankTable] | StratifiedRanker, list[Places]]:
     """What ranks rows, and the groups inside of which it does; none without strata."""
     if index.stratum is not None:
         groups = read_groups(index.out, index.snapshot, candidates, index.stratum)
@@ -139,7 +148,7 @@ def _ranker(
 def _best(
     index: _Index,
     candidates: CandidateTable,
-    ranker: JointRanker | StratifiedRanker,
+    ranker: JointRanker[RankTable] | StratifiedRanker,
     k: int,
     groups: Sequence[Places],
     share: Share | None,
@@ -163,7 +172,7 @@ def _best(
 
 
 def _numbers(
-    ranker: JointRanker | StratifiedRanker, values: Mapping[str, npt.NDArray[Any]]
+    ranker: JointRanker[RankTable] | StratifiedRanker, values: Mapping[str, npt.NDArray[Any]]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Scores and ranks as published, from the values of rows, in their order."""
     block = ranker.rank(values)
@@ -199,7 +208,7 @@ class _Index:
 
 
 def _write_ranking(
-    index: _Index, candidates: CandidateTable, ranker: JointRanker | StratifiedRanker, run: Place
+    index: _Index, candidates: CandidateTable, ranker: JointRanker[RankTable] | StratifiedRanker, run: Place
 ) -> dict[str, int]:
     """Write `ranking/` and `excluded.parquet` in location order; return how many rows were left out by reason."""
     snapshot = index.snapshot
@@ -230,7 +239,7 @@ def _write_manifests(
     index: _Index,
     order: Places,
     chosen: Mapping[str, npt.NDArray[Any]],
-    ranker: JointRanker | StratifiedRanker,
+    ranker: JointRanker[RankTable] | StratifiedRanker,
     sizes: Mapping[str, int],
     places: Mapping[str, Place],
 ) -> pa.Table:
