@@ -153,7 +153,7 @@ def _check_flags(record: Record, guards: Guards) -> list[_Checked]:
 
 
 def _check_trace(question: str, trace: Trace, base: Entry, guards: Guards, *, by_content: bool) -> _Checked:
-    response = _response(trace)
+    response = response_text(trace)
     base = _numbered(base, trace.generation)
     fault, detail = _text_fault("trace", response, None)
     if fault:
@@ -196,8 +196,11 @@ def _id(value: Any) -> tuple[str | None, str | None]:
     return None, f"id is {type(value).__name__}"
 
 
-def _response(trace: Trace) -> Any:
-    """What a student would learn to write: reasoning kept apart comes before the answer, between thinking marks."""
+def response_text(trace: Trace) -> Any:
+    """What a student would learn to write: reasoning kept apart comes before the answer, between thinking marks.
+
+    A string, or, where the values do not make one, the value that is at fault.
+    """
     if trace.thinking is None:
         return trace.response
     if not isinstance(trace.thinking, str) or not isinstance(trace.response, str | None):

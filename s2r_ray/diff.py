@@ -30,8 +30,8 @@ import pyarrow.compute as pc
 from s2r_ray.candidates import Reason
 from s2r_ray.errors import UsageError
 from s2r_ray.noise import Noise, read_noise
-from s2r_ray.publish import read_latest
 from s2r_ray.ranking import ValueCounts, Weights, count_values, joint_ranker, parse_weights
+from s2r_ray.runs import list_runs, read_record
 from s2r_ray.selection import manifest_place
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
@@ -54,7 +54,6 @@ _ROUNDS = (
 _BATCH_ROWS = 1 << 20
 _NOWHERE = np.iinfo(np.int64).max
 _UNREADABLE = str(Reason.UNREADABLE_FILE)
-_SHOWN_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -125,36 +124,18 @@ def choose_runs(out: Place, before: str | None = None, after: str | None = None)
     Raises:
         UsageError: there are not two finished runs, or no such run, or several, or it has not finished.
     """
-    files = {file.path.partition("/")[::2] for file in out.child("runs").files()}
-    runs = sorted({run for run, _ in files})
-    finished = [run for run in runs if (run, "run.json") in files]
-    if not finished:
-        raise UsageError(f"{out}: no finished run here; `s2r run` makes one")
-    latest = read_latest(out)
-    chosen = _resolve(after, runs, finished) if after else latest["run_id"] if latest else finished[-1]
+    runs = list_runs(out)
+    chosen = runs.find(after)
     if before:
-        first = _resolve(before, runs, finished)
+        first = runs.find(before)
     else:
-        older = [run for run in finished if run < chosen]
+        older = [run for run in runs.finished if run < chosen]
         if not older:
             raise UsageError(f"{out}: there is no finished run before {chosen} to compare it with")
         first = older[-1]
     if first == chosen:
         raise UsageError(f"both runs are {chosen}; give two different ones")
     return first, chosen
-
-
-def _resolve(given: str, runs: Sequence[str], finished: Sequence[str]) -> str:
-    found = [given] if given in runs else [run for run in runs if run.startswith(given)]
-    if not found:
-        known = ", ".join(finished[-_SHOWN_RUNS:])
-        raise UsageError(f"no run {given} here; the newest finished runs are: {known}")
-    if len(found) > 1:
-        more = ", …" if len(found) > _SHOWN_RUNS else ""
-        raise UsageError(f"{given} is the beginning of {len(found)} runs: {', '.join(found[:_SHOWN_RUNS])}{more}")
-    if found[0] not in finished:
-        raise UsageError(f"run {found[0]} has not finished: it has no run.json")
-    return found[0]
 
 
 # --- the comparison -------------------------------------------------------------------------------
@@ -180,7 +161,7 @@ def diff_runs(out: Place, before: str, after: str, budgets: Sequence[str] = ()) 
 
 
 def _compare(out: Place, before: str, after: str, budgets: Sequence[str]) -> Diff:
-    records = [_read_record(out, run_id) for run_id in (before, after)]
+    records = [read_record(out, run_id) for run_id in (before, after)]
     several = max(len(record["pools"]) for record in records) > 1
     runs = [_Run(out.child("runs", record["run_id"]), record, several) for record in records]
     budgets = _common_budgets(runs, budgets)
@@ -203,16 +184,6 @@ def _compare(out: Place, before: str, after: str, budgets: Sequence[str]) -> Dif
         stayed = int(is_now.sum()) - entered.num_rows
         found.append(BudgetDiff(budget, sizes[0], sizes[1], stayed, entered, left, close.get(budget)))
     return Diff(records[0], records[1], _differences(*records), noise, tuple(found))
-
-
-def _read_record(out: Place, run_id: str) -> dict[str, Any]:
-    place = out.child("runs", run_id, "run.json")
-    if not place.exists():
-        raise UsageError(f"run {run_id} has not finished: there is no {place}")
-    record = place.read_json()
-    if record is None or "budgets" not in record:
-        raise UsageError(f"{place} is damaged; name two other runs")
-    return record
 
 
 def _common_budgets(runs: Sequence[_Run], asked: Sequence[str]) -> list[str]:

@@ -76,7 +76,7 @@ class PoolIndex:
         """Stands for everything but the file that can change an index row."""
         content = {
             "code": _CODE_VERSION,
-            "mapping": self.mapping.model_dump(mode="json"),
+            "mapping": self.mapping.model_dump(mode="json", exclude={"answer"}),
             "guards": self.guards.model_dump(mode="json"),
             "choice": self.choice,
             "tokenizer": self.tokenizer.identity,
@@ -247,6 +247,11 @@ class Snapshot:
             for pool, path, size, version, span, first_row, key in content["units"]
         )
         return cls(tuple(content["pools"]), units, tuple(tuple(item) for item in content["unreadable"]))
+
+
+def snapshot_place(out: Place, digest: str) -> Place:
+    """Where the snapshot of that digest is kept, so that an older run can be ranked or looked at again."""
+    return out.child("index", "snapshots", f"{digest}.json")
 
 
 def unit_keys(pools: Sequence[PoolIndex], units: Sequence[Unit]) -> list[tuple[Unit, str]]:

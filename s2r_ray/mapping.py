@@ -48,6 +48,7 @@ class Mapping(BaseModel):
     complete: str | None = Field(None, description="Flag: the trace is finished; null: not checked")
     finish_reason: str | None = Field(None, description="Why the generation ended; null: not checked")
     labels: Labels = Field(default_factory=dict, description="Name: column, for report and strata")
+    answer: str | None = Field(None, description="The reference answer, for exports; a file may lack it")
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +65,7 @@ class Mapping(BaseModel):
         return self
 
     def columns(self) -> tuple[str, ...]:
-        """The columns to read, each once."""
+        """The columns that a run reads, each once."""
         named = [self.id, *self.question, self.traces, self.thinking, self.chat.column if self.chat else None]
         flags = [self.verified, self.complete, self.finish_reason, *self.labels.values()]
         return tuple(dict.fromkeys(name for name in [*named, *flags] if name))
@@ -72,6 +73,11 @@ class Mapping(BaseModel):
     def optional(self) -> tuple[str, ...]:
         """Columns that a file may lack: labels, and parts of the question after the first, as Alpaca's `input`."""
         return (*self.question[1:], *self.labels.values())
+
+    def texts_only(self) -> Mapping:
+        """The same without what only guards and strata look at."""
+        texts = {name: getattr(self, name) for name in ("question", "traces", "thinking", "chat", "answer")}
+        return Mapping.model_validate(texts)
 
     def check(self, found: Sequence[str], where: str) -> None:
         """Compare with a file's columns.

@@ -26,6 +26,7 @@ from s2r_ray.index import (
     forget_unit,
     index_unit,
     indexed_keys,
+    snapshot_place,
     unit_keys,
     unit_of,
 )
@@ -488,7 +489,7 @@ def _write_scored(out: Place, scored: Scored) -> None:
     """Snapshots are kept by content, so that an older run can be ranked again; `scored.json` names the last."""
     data = scored.snapshot.to_json()
     digest = scored.snapshot.digest()
-    out.child("index", "snapshots", f"{digest}.json").write_bytes(data)
+    snapshot_place(out, digest).write_bytes(data)
     rest = {name: value for name, value in vars(scored).items() if name != "snapshot"}
     out.child("index", "scored.json").write_bytes(json.dumps({"snapshot": digest, **rest}, indent=1).encode())
 
@@ -501,7 +502,7 @@ def _read_scored(out: Place) -> Scored:
     content = place.read_json()
     if content is None or "snapshot" not in content:
         raise UsageError(f"{place} {again}")
-    snapshot = out.child("index", "snapshots", f"{content.pop('snapshot')}.json").read_bytes()
+    snapshot = snapshot_place(out, content.pop("snapshot")).read_bytes()
     try:
         return Scored(Snapshot.from_json(snapshot), **content)
     except TypeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import io
 import zlib
@@ -143,8 +144,15 @@ def read_unit(
     """
     place = root.child(unit.path)
     read = _read_parquet if unit.path.endswith(".parquet") else _read_jsonl
-    try:
+    with bad_file_errors(place):
         yield from read(place, unit, columns, lambda found: check(found, str(place)))
+
+
+@contextlib.contextmanager
+def bad_file_errors(place: Place) -> Iterator[None]:
+    """Inside the block, whatever the libraries raise about a file that cannot be read is a BadFileError."""
+    try:
+        yield
     except (UsageError, StoreError):
         raise
     except (pa.ArrowException, S2RError, OSError, EOFError, ValueError, zlib.error) as error:
@@ -172,7 +180,7 @@ def _read_parquet(
             for part in _bounded(batch):
                 unpacked += _unpacked_bytes(part)
                 _check_expansion(unpacked, unit)
-                values, faults = _values(part)
+                values, faults = python_values(part)
                 yield Batch(row, {name: values.get(name, [None] * part.num_rows) for name in columns}, faults)
                 row += part.num_rows
 
@@ -222,8 +230,8 @@ def _unpacked_bytes(values: Any) -> int:
     return int(values.nbytes)
 
 
-def _values(batch: pa.RecordBatch) -> tuple[dict[str, list[Any]], dict[int, str]]:
-    """The columns as Python values, and what is wrong with the rows that have none."""
+def python_values(batch: pa.RecordBatch) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """The columns as Python values, and what is wrong with the rows that have none: offset -> fault."""
     if batch.num_rows == 1 and (size := _unpacked_bytes(batch)) > _ROW_BYTES:
         return {name: [None] for name in batch.schema.names}, {0: _too_large(size)}
     values, faults = {}, {}
@@ -259,24 +267,32 @@ def _too_large(size: int) -> str:
 def _read_jsonl(
     place: Place, unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[Batch]:
+    row, first = 0, True
+    for lines in _chunks(row_lines(place, unit)):
+        rows, faults = parse_lines(lines)
+        if first and len(faults) < len(rows):
+            check(list(dict.fromkeys(key for row in rows for key in row)))
+            first = False
+        yield Batch(row, {name: [found.get(name) for found in rows] for name in columns}, faults)
+        row += len(rows)
+        _check_rows(row)
+
+
+def row_lines(place: Place, unit: Unit) -> Iterator[bytes]:
+    """The lines of a JSONL file that are not blank: blank lines are no rows, as for the usual JSONL loaders.
+
+    Of a line that is too long only the start comes, one byte more than the limit; the rest is passed over.
+
+    Raises:
+        ValueError: it unpacks to far more than its size. What the decompressors raise goes through.
+        S2RError: there is no such file, or no way to it.
+    """
     suffix = next(ending for ending in _JSONL_OPENERS if unit.path.endswith(ending))
     with place.store_errors(), place.open_input() as source:
-        row, first = 0, True
-        for lines in _chunks(_lines(_JSONL_OPENERS[suffix](source), unit)):
-            rows, faults = _parse(lines)
-            if first and len(faults) < len(rows):
-                check(list(dict.fromkeys(key for row in rows for key in row)))
-                first = False
-            yield Batch(row, {name: [found.get(name) for found in rows] for name in columns}, faults)
-            row += len(rows)
-            _check_rows(row)
+        yield from _lines(_JSONL_OPENERS[suffix](source), unit)
 
 
 def _lines(source: IO[bytes], unit: Unit) -> Iterator[bytes]:
-    """The lines that are not blank: blank lines are no rows, as for the usual JSONL loaders.
-
-    Of a line that is too long only the start comes, one byte more than the limit; the rest is passed over.
-    """
     unpacked = 0
     while line := source.readline(_ROW_BYTES + 1):
         rest = line
@@ -304,7 +320,8 @@ def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
         yield chunk
 
 
-def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+def parse_lines(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The objects of these lines, {} where a line has none, and what is wrong there: offset -> fault."""
     rows: list[dict[str, Any]] = []
     faults: dict[int, str] = {}
     for offset, line in enumerate(lines):

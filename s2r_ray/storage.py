@@ -188,19 +188,25 @@ class Place:
         """Inside the block, an object store that stops answering while this is read is a StoreError."""
         return _store_errors(f"cannot read {self.uri}")
 
-    def open_input(self) -> IO[bytes]:
-        """A seekable reader; the caller closes it."""
+    def open_input(self, *, ahead: bool = True) -> IO[bytes]:
+        """A seekable reader; the caller closes it.
+
+        Args:
+            ahead: ask an object store for 8 MiB more than is wanted now. For reading on; not for picking parts.
+        """
         with _explained(f"cannot read {self.uri}"):
             if not self.is_remote:
                 return Path(self.uri).open("rb")
-            return cast("IO[bytes]", self.filesystem().open(self.uri, "rb", block_size=8 << 20))
+            cache = "readahead" if ahead else "none"
+            opened = self.filesystem().open(self.uri, "rb", block_size=8 << 20, cache_type=cache)
+            return cast("IO[bytes]", opened)
 
-    def open_arrow(self) -> pa.NativeFile:
+    def open_arrow(self, *, ahead: bool = True) -> pa.NativeFile:
         """The same for pyarrow, without Python between it and a local file."""
         import pyarrow as pa
 
         if self.is_remote:
-            return pa.PythonFile(self.open_input(), mode="r")
+            return pa.PythonFile(self.open_input(ahead=ahead), mode="r")
         with _explained(f"cannot read {self.uri}"):
             return pa.OSFile(self.uri)
 

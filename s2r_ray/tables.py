@@ -44,7 +44,7 @@ class DamagedError(S2RError):
 
 
 @contextlib.contextmanager
-def open_parquet(place: Place, *, coded: bool = False) -> Iterator[pq.ParquetFile]:
+def open_parquet(place: Place, *, coded: bool = False, ahead: bool = True) -> Iterator[pq.ParquetFile]:
     """The file, its footer read; pages that have checksums are held against them.
 
     Read from it with `use_threads=not place.is_remote`.
@@ -52,12 +52,13 @@ def open_parquet(place: Place, *, coded: bool = False) -> Iterator[pq.ParquetFil
     Args:
         coded: columns of text come as dictionary arrays, so that a value that is repeated a million times is in
             memory once (not text inside of lists, which Arrow cannot always give so).
+        ahead: as for `Place.open_input`.
 
     Raises:
         S2RError: there is no such file, or no way to it.
         pa.ArrowException: it is not Parquet.
     """
-    with place.store_errors(), place.open_arrow() as source:
+    with place.store_errors(), place.open_arrow(ahead=ahead) as source:
         file = pq.ParquetFile(source, page_checksum_verification=True)
         if coded:
             leaves = [file.schema.column(number) for number in range(len(file.schema))]

@@ -44,7 +44,8 @@ class Fault:
 class Proxy:
     """Forwards from a loopback port of its own to `upstream`. Faults may be added and removed at any time.
 
-    `done` counts the faults that happened, by kind, `asked` the requests, as "GET /bucket/key".
+    `done` counts the faults that happened, by kind, `asked` the requests, as "GET /bucket/key", `sent` the bytes of
+    their answers' bodies.
     """
 
     upstream: str
@@ -52,6 +53,7 @@ class Proxy:
     faults: list[Fault] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
 
     def __enter__(self) -> Proxy:
         self._random = random.Random(self.seed)
@@ -76,6 +78,11 @@ class Proxy:
     def endpoint(self) -> str:
         """The address that clients use."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def count(self, method: str, path: str, size: int) -> None:
+        """An answer of so many bytes goes out."""
+        with self._lock:
+            self.sent[f"{method} {path.partition('?')[0]}"] += size
 
     def choose(self, method: str, path: str) -> Kind | None:
         """What goes wrong with this request, if anything."""
@@ -139,6 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        self.owner.count(self.command, self.path, len(body))
         if kind == "truncate" and body:
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
