@@ -48,7 +48,7 @@ class Mapping(BaseModel):
     complete: str | None = Field(None, description="Flag: the trace is finished; null: not checked")
     finish_reason: str | None = Field(None, description="Why the generation ended; null: not checked")
     labels: Labels = Field(default_factory=dict, description="Name: column, for report and strata")
-    answer: str | None = Field(None, description="The reference answer, for exports; a run does not read it")
+    answer: str | None = Field(None, description="The reference answer, for exports; a file may lack it")
 
     @model_validator(mode="before")
     @classmethod
