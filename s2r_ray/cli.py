@@ -53,7 +53,10 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
 ) -> None:
     """Pick the few per cent of a pool of reasoning traces that are worth training on."""
 
@@ -62,7 +65,9 @@ def root(
 @configured("out", *READING, *JUDGING, *RANKING, "verbose")
 def run(
     settings: Config,
-    compare: Annotated[bool, typer.Option("--diff", help="Then show what changed since the run before.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--diff", metavar="", help="Then show what changed since the run before.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -186,18 +191,21 @@ def diff(
     run_a: Annotated[
         str | None,
         typer.Argument(
-            help="The earlier run: an id or its beginning. Default: the one before B.", autocompletion=completion.runs
+            help="The earlier run: an id or its beginning.",
+            show_default="the one before B",
+            autocompletion=completion.runs,
         ),
     ] = None,
     run_b: Annotated[
         str | None,
-        typer.Argument(help="The later run. Default: the newest finished one.", autocompletion=completion.runs),
+        typer.Argument(help="The later run.", show_default="the newest finished one", autocompletion=completion.runs),
     ] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SHARE",
-            help="Budget to compare, in per cent. Repeatable. Default: all that both runs have.",
+            help="Budget to compare, in per cent. Repeatable.",
+            show_default="all that both runs have",
             autocompletion=completion.budgets,
         ),
     ] = None,
@@ -216,6 +224,32 @@ def diff(
         print_json(diff_summary(found))
     else:
         sys.stdout.write(diff_text(found))
+
+
+@app.command()
+def init(
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="Column mapping of the pool.", autocompletion=completion.presets)
+    ] = "openr1-math-220k",
+    out: Annotated[str, typer.Option(metavar="FILE", help="File to write; a path or s3://.")] = "s2r.yaml",
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Write over a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a configuration file to begin with: every key with its default and what it means."""
+    from s2r_ray.config_file import starter_config
+    from s2r_ray.storage import Place
+
+    file = Place.of(out)
+    text = starter_config(preset)
+    if file.exists() and not file.is_file():
+        raise UsageError(f"--out {out}: that is a folder; give the name of a file")
+    if file.exists() and not force:
+        raise UsageError(f"--out {out}: it is there already; choose another name, or --force to write over it")
+    file.write_bytes(text.encode())
+    if as_json:
+        print_json({"config": file.uri, "preset": preset})
+        return
+    sys.stdout.write(f"{out}: fill in `pools` and `out`, then: s2r plan --config {out}\n")
 
 
 @app.command()

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import typer
-import yaml
 
 _PRESETS = Path(__file__).parent / "presets"
 _BUDGETS = ("2%", "5%", "10%")
@@ -49,6 +48,8 @@ def _out(context: typer.Context) -> Path | None:
     out = context.params.get("out")
     file = context.params.get("config")
     if not out and file:
+        import yaml
+
         with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
             out = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8")).get("out")
     return Path(out).expanduser() if isinstance(out, str) and out and "://" not in out else None

@@ -94,10 +94,15 @@ class JudgeSection(_Section):
     )
     labels: tuple[str, str] = Field(("0", "1"), description="Answers for not difficult and difficult")
     prompt: PromptSection = PromptSection()
-    compat: Literal["none", "top2"] = Field("none", description="top2: as the published script does it")
-    min_label_mass: float = Field(0.5, ge=0, le=1, description="Below this the judge did not answer the question")
-    max_prompt_tokens: int = Field(4096, ge=16, description="Longer prompts are excluded, never cut")
-    engine: Literal["vllm", "transformers"] = "vllm"
+    compat: Literal["none", "top2"] = Field("none", description="top2: score as the published script does")
+    min_label_mass: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Least probability of the two answers together, 0..1; below it the judge did not answer",
+    )
+    max_prompt_tokens: int = Field(4096, ge=16, description="Tokens; longer prompts are excluded, never cut")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="What runs the judge")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights' type in the engine; auto: what the model states"
     )
@@ -105,7 +110,7 @@ class JudgeSection(_Section):
         False, description="A score depends on its question alone, to the last bit; slower, see the README"
     )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes")
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -121,16 +126,18 @@ class WorkersSection(_Section):
     """Ray resources."""
 
     logs: bool = Field(False, description="Show the logs of Ray and the engine")
-    address: str | None = Field(None, description="Ray cluster; default: RAY_ADDRESS, else a local one")
+    address: str | None = Field(None, description="Ray cluster; null: RAY_ADDRESS, else a local one")
     judges_min: int = Field(1, ge=1, description="Judge actors at the least")
     judges_max: int = Field(1, ge=1, description="Judge actors at the most")
-    gpus_per_judge: float | None = Field(None, ge=0, description="Default: tensor_parallel with a GPU, else 0")
-    cpus_per_judge: float = Field(1, gt=0)
+    gpus_per_judge: float | None = Field(
+        None, ge=0, description="GPUs that one judge takes; null: tensor_parallel, or 0 without GPUs"
+    )
+    cpus_per_judge: float = Field(1, gt=0, description="CPU cores that one judge takes")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model")
     accelerator_type: str | None = Field(None, description="Judge on this kind of GPU alone; Ray's name, such as H100")
     judge_resources: dict[str, float] = Field({}, description="Custom Ray resources that one judge takes")
     judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
-    cpus_per_index_task: float = Field(1, gt=0)
+    cpus_per_index_task: float = Field(1, gt=0, description="CPU cores that one task takes that reads the pool")
     index_resources: dict[str, float] = Field({}, description="Custom Ray resources that one task without a GPU takes")
     index_tasks_max: int | None = Field(
         None,
@@ -142,7 +149,9 @@ class WorkersSection(_Section):
         False, description="Nodes that are missing will come. Needed wherever an autoscaler works: Ray does not tell"
     )
     restarts: int = Field(3, ge=0, description="How often a judge that died is replaced before the run fails")
-    hang_seconds: float = Field(1800, gt=0, description="A judge that takes longer to load, or for one batch, is dead")
+    hang_seconds: float = Field(
+        1800, gt=0, description="Seconds; a judge that loads, or judges one batch, for longer is dead"
+    )
 
     @field_validator("address")
     @classmethod
@@ -170,15 +179,20 @@ class Config(_Section):
     """A whole run."""
 
     pools: tuple[PoolSection, ...] = Field((), description="What to select from")
-    out: str = Field("", description="Where everything is written")
+    out: str = Field("", description="Where everything is written and kept; a path or s3://")
     tokenizer: str = Field(
         "embedded", description="Folder, s3:// prefix or hub id of the student's tokenizer; lengths are in its tokens"
     )
-    candidates: Choice = Field("first", description="Which traces of a problem compete: first, longest, all")
+    candidates: Choice = Field(
+        "first", description="Which traces of a problem compete; first: the first that passes the guards"
+    )
     guards: Guards = Guards.model_validate({})
     judge: JudgeSection = JudgeSection.model_validate({})
     workers: WorkersSection = WorkersSection.model_validate({})
-    weights: dict[str, str] = Field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    weights: dict[str, str] = Field(
+        default_factory=lambda: dict(DEFAULT_WEIGHTS),
+        description="Weight of each signal's rank; signals that are not named weigh 0",
+    )
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
     max_bad_files: int = Field(0, ge=0, description="Unreadable files to put up with")
     max_error_rate: str = Field(
@@ -211,7 +225,7 @@ class Config(_Section):
             UsageError: none is set.
         """
         if not self.out:
-            raise UsageError("no output place; give --out URI")
+            raise UsageError("no output place; give --out URI, or fill in `out` in the configuration file")
         return Place.of(self.out, self.storage.options())
 
     def pool_places(self) -> list[Place]:
@@ -220,8 +234,8 @@ class Config(_Section):
         Raises:
             UsageError: none is set.
         """
-        if not self.pools:
-            raise UsageError("no pool; give --pool URI")
+        if not all(pool.uri for pool in self.pools) or not self.pools:
+            raise UsageError("no pool; give --pool URI, or fill in `pools` in the configuration file")
         return [Place.of(pool.uri, self.storage.options()) for pool in self.pools]
 
 
@@ -250,7 +264,7 @@ def _share(value: Any) -> str:
     return f"{share:f}"
 
 
-def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
+def load_config(file: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """The configuration file with the options laid over it; nested options replace single keys.
 
     Raises:
@@ -258,7 +272,7 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
     """
     data = _read_yaml(file) if file else {}
     try:
-        return Config.model_validate(_merged(data, overrides))
+        return Config.model_validate(_merged(data, overrides or {}))
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from error
 

@@ -16,41 +16,37 @@ from s2r_ray.printable import brief, one_line
 
 
 class ChatMapping(BaseModel):
-    """Where a list of chat turns lies and what its turns are called."""
+    """Where a list of chat turns lies and what its turns are called; the first exchange is taken."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    column: str
-    role: str = "role"
-    content: str = "content"
-    user: tuple[str, ...] = ("user", "human")
-    assistant: tuple[str, ...] = ("assistant", "gpt")
+    column: str = Field(description="A list of turns")
+    role: str = Field("role", description="Field of a turn that says who speaks")
+    content: str = Field("content", description="Field of a turn with what is said")
+    user: tuple[str, ...] = Field(("user", "human"), description="Who asks")
+    assistant: tuple[str, ...] = Field(("assistant", "gpt"), description="Who answers")
 
 
 class Mapping(BaseModel):
-    """Which column is what. Either `question` and `traces`, or `chat`.
-
-    `question`: one column, or several joined with a blank line; those after the first may be missing or empty.
-    `traces`: the response; a string, or a list of strings with one response per generation.
-    `thinking`: the reasoning alone, where a pool keeps it apart from the response.
-    `id`: without it a sample's id is the hash of its question and trace.
-    `verified`, `complete`, `finish_reason`: one value per generation (a list) or per row; absent = not checked.
-    `groups`: columns carried along for the report and for strata; a file may lack them.
-    `answer`: the reference answer, which exports carry along; a file may lack it. A run does not read it.
-    """
+    """Which column is what. Either `question` and `traces` (or `thinking`), or `chat`. Of flags there is one value per
+    generation (a list) or per row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str | None = None
-    question: tuple[str, ...] = ()
-    traces: str | None = None
-    thinking: str | None = None
-    chat: ChatMapping | None = None
-    verified: str | None = None
-    complete: str | None = None
-    finish_reason: str | None = None
-    groups: dict[Literal["source", "problem_type"], str] = Field(default_factory=dict)
-    answer: str | None = None
+    id: str | None = Field(None, description="Without it a sample's id is the hash of its question and trace")
+    question: tuple[str, ...] = Field(
+        (), description="One column, or several as one text; all but the first are optional"
+    )
+    traces: str | None = Field(None, description="The response; text, or a list with one for each generation")
+    thinking: str | None = Field(None, description="The reasoning, where it is kept apart from the response")
+    chat: ChatMapping | None = Field(None, description="A list of chat turns, in place of question and traces")
+    verified: str | None = Field(None, description="Flag: the answer is right; null: not checked")
+    complete: str | None = Field(None, description="Flag: the trace is finished; null: not checked")
+    finish_reason: str | None = Field(None, description="Why the generation ended; null: not checked")
+    groups: dict[Literal["source", "problem_type"], str] = Field(
+        default_factory=dict, description="For report and strata; a file may lack them"
+    )
+    answer: str | None = Field(None, description="The reference answer, for exports; a file may lack it")
 
     @model_validator(mode="before")
     @classmethod

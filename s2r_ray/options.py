@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     Command = Callable[Concatenate[Config, ...], None]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", metavar="", help="No progress on standard error.")]
 _ConfigFile = Annotated[
     str | None,
     typer.Option("--config", metavar="FILE", help="YAML file with settings, see `s2r init`; options override it."),
@@ -45,7 +45,7 @@ class Setting:
         key: of the configuration, dotted.
         kind: what the option takes; a list: it may be repeated.
         text: what it is, with its unit.
-        metavar: what stands for its value in the help; none for choices and switches.
+        metavar: what stands for its value in the help; none for choices, empty for switches.
         default: of the key, in words as the option would take it; a test holds it against the configuration.
         flag: where it is not the option's name.
         complete: what a shell offers.
@@ -65,7 +65,8 @@ class Setting:
         """What typer makes an option from."""
         option = typer.Option(
             self.flag or f"--{name.replace('_', '-')}",
-            help=self.text + (f" Default: {self.default}." if self.default else ""),
+            help=self.text,
+            show_default=self.default or False,
             metavar=self.metavar,
             autocompletion=self.complete,
         )
@@ -121,7 +122,7 @@ SETTINGS: Mapping[str, Setting] = {
         "2% 5% 10%",
         complete=completion.budgets,
     ),
-    "verbose": Setting("workers.logs", bool, "Show the logs of Ray and the engine."),
+    "verbose": Setting("workers.logs", bool, "Show the logs of Ray and the engine.", ""),
 }
 """Every option that sets a key, by its name in Python."""
 
@@ -145,7 +146,7 @@ def configured(*names: str) -> Callable[[Command], Callable[..., None]]:
             settings = load_config(config, overrides({name: given.pop(name) for name in names}))
             command(settings, **given)
 
-        # The class is not imported where a command is defined: pydantic takes longer than --help may.
+        # The class is not imported where a command is defined: its module takes longer than --help may.
         _, *own = inspect.signature(command, eval_str=True, locals={"Config": object}).parameters.values()
         kinds = {"config": _ConfigFile} | {name: SETTINGS[name].annotation(name) for name in names}
         shared = [

@@ -198,6 +198,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
     roots = config.pool_places()
     for place in (out, *roots):
         place.check_reachable()
+    out.check_can_be_folder()
     names = list(SIGNALS) if signals is None else [signal.name for signal in signals]
     weights = parse_weights(config.weights, [*names, *INDEX_SIGNALS])
     tokenizer = find_tokenizer(config.tokenizer, storage=config.storage.options())
@@ -496,15 +497,15 @@ def _read_scored(out: Place) -> Scored:
     place = out.child("index", "scored.json")
     if not place.exists():
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
-    again = "is damaged, or was left by another version; run `s2r score` with this --out again"
-    content = place.read_json()
-    if content is None or "snapshot" not in content:
-        raise UsageError(f"{place} {again}")
-    snapshot = snapshot_place(out, content.pop("snapshot")).read_bytes()
     try:
-        return Scored(Snapshot.from_json(snapshot), **content)
-    except TypeError as error:
-        raise UsageError(f"{place} was left by another version; run `s2r score` with this --out again") from error
+        content = place.read_json() or {}
+        snapshot = snapshot_place(out, content.pop("snapshot"))
+        return Scored(Snapshot.from_json(snapshot.read_bytes()), **content)
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        raise UsageError(
+            f"{place}, or the snapshot that it names, is damaged or was left by another version; run `s2r score` with "
+            "this --out again"
+        ) from error
 
 
 def summarize(plan: Plan) -> dict[str, Any]:

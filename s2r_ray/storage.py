@@ -379,6 +379,21 @@ class Place:
         with _explained(f"cannot delete {self.uri}"), contextlib.suppress(FileNotFoundError):
             self.filesystem().rm_file(self.uri)
 
+    def check_can_be_folder(self) -> None:
+        """Look, without writing, whether a local folder is here or could be made; object stores always pass.
+
+        Raises:
+            UsageError: a part of the path is a file, or nothing may be made in the last folder that is there.
+        """
+        if self.is_remote:
+            return
+        with _explained(f"cannot look at {self.uri}"):
+            there = next(path for path in (Path(self.uri), *Path(self.uri).parents) if path.exists())
+        if not there.is_dir():
+            raise UsageError(f"the output place cannot be written: {there} is a file, not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UsageError(f"the output place cannot be written: no right to write in {there}")
+
     def check_writable(self) -> None:
         """Write and remove a probe object.
 

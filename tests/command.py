@@ -88,6 +88,21 @@ def s2r_inside(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> Sai
     return Said(int(ended.value.code or 0), said.out, said.err, time.monotonic() - started)
 
 
+def commands() -> dict[tuple[str, ...], Any]:
+    """Every command by its words, as typer builds it."""
+    import typer.main
+
+    from s2r_ray.cli import app
+
+    def below(words: tuple[str, ...], command: Any) -> dict[tuple[str, ...], Any]:
+        found = {words: command}
+        for name, child in getattr(command, "commands", {}).items():
+            found |= below((*words, name), child)
+        return found
+
+    return below((), typer.main.get_command(app))
+
+
 def assert_told(said: Said, code: int, *parts: str) -> None:
     """The command failed as it should: this exit code, nothing on standard output, no traceback, and a last line
     that begins with `error:` and has all of these in it."""

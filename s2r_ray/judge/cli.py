@@ -20,7 +20,8 @@ Labels = Annotated[str, typer.Option(metavar="FILE", help="Parquet or JSONL with
 QuestionColumn = Annotated[str, typer.Option(metavar="COLUMN", help="Column of the questions.")]
 LabelColumn = Annotated[str, typer.Option(metavar="COLUMN", help="Column of the labels: numbers, larger is harder.")]
 Threshold = Annotated[
-    float | None, typer.Option(metavar="LABEL", help="Labels from here on count as hard. Default: none, and no AUC.")
+    float | None,
+    typer.Option(metavar="LABEL", help="Labels from here on count as hard.", show_default="none: no AUC"),
 ]
 
 
@@ -59,18 +60,18 @@ def train(
     label_column: LabelColumn,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where to write the judge; must not hold one yet.")],
     base: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Checkpoint to fine-tune. Default: none, from scratch.")
+        str | None, typer.Option(metavar="FOLDER", help="Checkpoint to fine-tune.", show_default="none: from scratch")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the questions, at the most.")] = 7,
     learning_rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 7e-4,
     seed: Annotated[int, typer.Option(help="The same seed and thread count give the same judge.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")] = None,
     threshold: Threshold = None,
     holdout_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Hold out whole groups of this column. Default: none.")
+        str | None, typer.Option(metavar="COLUMN", help="Hold out whole groups of this column.", show_default="none")
     ] = None,
     holdout_value: Annotated[
-        list[str] | None, typer.Option(metavar="GROUP", help="A group to hold out. Repeatable. Default: none.")
+        list[str] | None, typer.Option(metavar="GROUP", help="A group to hold out. Repeatable.", show_default="none")
     ] = None,
     holdout_fraction: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of the questions that only choose the epoch; 0..1.")

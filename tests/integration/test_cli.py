@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pyarrow.parquet as pq
@@ -187,11 +186,14 @@ def test_wrong_tokenizer(wrong: Callable[..., Said], tmp_path: Path) -> None:
     assert_told(wrong("--tokenizer", tmp_path / "nothing"), 2, str(tmp_path / "nothing"), "tokenizer")
 
 
-def test_unwritable_output_place(wrong: Callable[..., Said], tmp_path: Path) -> None:
-    """Would catch a run that fails at its first write, after reading the pool."""
+def test_unwritable_output_place(wrong: Callable[..., Said], work: Work, tmp_path: Path) -> None:
+    """Would catch a run that fails at its first write, after reading the pool, and a plan that promises what the run
+    then refuses."""
     in_the_way = tmp_path / "file"
     in_the_way.write_text("mine")
     assert_told(wrong(out=in_the_way), 2, "the output place cannot be written", str(in_the_way), "not a folder")
+    planned = s2r("plan", *work.options(), "--out", in_the_way / "below" / "it")
+    assert_told(planned, 2, "the output place cannot be written", f"{in_the_way} is a file")
     assert in_the_way.read_text() == "mine"
 
 
@@ -424,36 +426,3 @@ def test_synth_is_a_pool_of_its_seed(tmp_path: Path) -> None:
     tables = [pq.read_table(tmp_path / folder) for folder in ("a", "b")]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(make_rows(4, range(25)))
-
-
-# --- help -----------------------------------------------------------------------------------------
-
-
-def commands() -> dict[tuple[str, ...], Any]:
-    """Every command by its words, as click knows it."""
-    import typer.main
-
-    from s2r_ray.cli import app
-
-    def below(words: tuple[str, ...], command: Any) -> dict[tuple[str, ...], Any]:
-        found = {words: command}
-        for name, child in getattr(command, "commands", {}).items():
-            found |= below((*words, name), child)
-        return found
-
-    return below((), typer.main.get_command(app))
-
-
-@pytest.mark.parametrize("words", list(commands()), ids=lambda words: " ".join(words) or "s2r")
-def test_help(words: tuple[str, ...]) -> None:
-    """Would catch an option without a word about it, a command without help, and help that waits for heavy imports."""
-    said = s2r(*words, "--help", without=HEAVY, COLUMNS="200")
-    assert said.code == 0, said.err
-    command = commands()[words]
-    assert command.help
-    assert " ".join(command.help.split())[:60] in " ".join(said.out.split())
-    for name in getattr(command, "commands", {}):
-        assert re.search(rf"\b{name}\b", said.out)
-    for option in command.params:
-        assert all(name in said.out for name in option.opts), option.name
-        assert option.name in ("help", "install_completion", "show_completion") or option.help, option.name
