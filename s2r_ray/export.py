@@ -194,12 +194,16 @@ def _identity(selection: Selection, target: str, seed: int | None) -> dict[str, 
 def _pools(selection: Selection) -> tuple[RunPool, ...]:
     record = selection.record
     place = snapshot_place(selection.out, record["snapshot"])
-    if not place.exists():
+    try:
+        snapshot = Snapshot.from_json(place.read_bytes()) if place.exists() else None
+    except (KeyError, TypeError, ValueError):
+        snapshot = None
+    if snapshot is None:
         raise UsageError(
-            f"{place} is gone: without it there is no telling which files run {record['run_id']} read. "
+            f"{place} is gone or damaged: without it there is no telling which files run {record['run_id']} read. "
             "`s2r run` makes a new run"
         )
-    return run_pools(Snapshot.from_json(place.read_bytes()), record["config"], selection.out.options)
+    return run_pools(snapshot, record["config"], selection.out.options)
 
 
 def _check_apart(to: Place, pools: tuple[RunPool, ...]) -> None:

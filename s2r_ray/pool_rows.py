@@ -29,7 +29,7 @@ from s2r_ray.readers import Unit, bad_file_errors, parse_lines, python_values, r
 from s2r_ray.storage import DEFAULT_STORAGE, FileInfo, Place, StorageOptions
 from s2r_ray.tables import open_parquet
 
-_FILES_AT_ONCE = 8
+_FILES_AT_ONCE = 4
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
 SAMPLES = pa.schema([("question", pa.string()), ("response", pa.string()), ("answer", pa.string())])
@@ -110,8 +110,8 @@ def run_pools(
 def fetch_rows(pools: Sequence[RunPool], rows: pa.Table, *, originals: bool = False) -> Iterator[Fetched]:
     """The rows that a table names, some at a time: those of a file in file order, of several files in turn.
 
-    Each row of `rows` comes exactly once. Held are, for each of eight files, the packed columns of one row group (or
-    one line) and some 8 MiB of unpacked rows, and 32 bytes for each row asked for.
+    Each row of `rows` comes exactly once. Held are, for each of four files, 8 MiB of each column that is read (or one
+    line) and some 8 MiB of unpacked rows, and 32 bytes for each row asked for.
 
     Args:
         rows: columns `file`, `row` (from 0) and `generation`, and `pool` where the run has several pools: as in a
@@ -188,7 +188,7 @@ def _coded(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[str]]:
 
 
 def _in_turn(sources: Iterable[Iterator[_T]]) -> Iterator[_T]:
-    """The items of all sources: eight sources take turns, each read by a thread, one item ahead of the caller."""
+    """The items of all sources: four sources take turns, each read by a thread, one item ahead of the caller."""
     sources = iter(sources)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
         waiting: deque[tuple[Iterator[_T], Future[_T | None]]] = deque()

@@ -1,7 +1,7 @@
 """Rows that come in any order, given back by position: an external merge sort.
 
-Rows are gathered in memory, sorted, and put into a temporary file each time there are 64 MiB of them; what is asked for
-is then picked from each of those runs. Memory holds one run and 8 bytes a row.
+Rows are gathered in memory, sorted, and put into a temporary file each time there are 128 MiB of them; what is asked
+for is then picked from each of those runs. Memory holds one run and 8 bytes a row; what fits in one run meets no file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +19,46 @@ import pyarrow as pa
 from s2r_ray.errors import S2RError
 from s2r_ray.tables import release_memory
 
-_RUN_BYTES = 64 << 20
+_RUN_BYTES = 128 << 20
 _PIECE_BYTES = 256 << 10
 _SPAN_BYTES = 32 << 20
-_CODEC = "lz4"
+_CODEC = pa.Codec("lz4")
 
 Positions = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Where some rows are in the file: offset and bytes, and their bytes unpacked."""
+@dataclass(frozen=True, eq=False)
+class _HeldRun:
+    """Rows in memory as they came, and their places in order of position; `positions` ascend, uint32[n]."""
 
-    offset: int
-    packed: int
-    unpacked: int
+    positions: npt.NDArray[np.uint32]
+    order: Positions
+    table: pa.Table
+
+    def rows(self, first: int, stop: int) -> pa.Table:
+        """Rows [first, stop) in order of position."""
+        return self.table.take(pa.array(self.order[first:stop])).combine_chunks()
 
 
 @dataclass(frozen=True, eq=False)
-class _SortedRun:
-    """Rows sorted by position, uint32[n], in pieces of `rows` rows."""
+class _FiledRun:
+    """Rows in a file in order of position, in pieces of `size` rows: (offset, bytes, bytes unpacked) of each."""
 
-    schema: pa.Schema
     positions: npt.NDArray[np.uint32]
-    rows: int
-    pieces: list[_Piece]
+    schema: pa.Schema
+    size: int
+    pieces: list[tuple[int, int, int]]
+    file: IO[bytes]
+
+    def rows(self, first: int, stop: int) -> pa.Table:
+        """Rows [first, stop) in order of position."""
+        start = first // self.size
+        batches = []
+        for offset, packed, unpacked in self.pieces[start : (stop - 1) // self.size + 1]:
+            self.file.seek(offset)
+            data = _CODEC.decompress(self.file.read(packed), unpacked)
+            batches.append(pa.ipc.read_record_batch(data, self.schema))
+        return pa.Table.from_batches(batches).slice(first - start * self.size, stop - first)
 
 
 class Reordered:
@@ -54,11 +70,10 @@ class Reordered:
 
     def __init__(self, count: int) -> None:
         self._file = tempfile.TemporaryFile(prefix="s2r-")  # noqa: SIM115  # closed by __exit__
-        self._codec = pa.Codec(_CODEC)
         self._bytes = np.zeros(count, np.uint32)  # of each row, as far as is known: the mean of its table
         self._waiting: list[tuple[Positions, pa.Table]] = []
         self._held = self._added = 0
-        self._runs: list[_SortedRun] = []
+        self._runs: list[_HeldRun | _FiledRun] = []
         self._schemas: list[pa.Schema] = []
 
     def __enter__(self) -> Reordered:
@@ -85,7 +100,8 @@ class Reordered:
         self._held += rows.nbytes
         self._added += rows.num_rows
         if self._held >= _RUN_BYTES:
-            self._write_run()
+            self._runs.append(self._filed(self._gathered()))
+            release_memory()
 
     def finish(self) -> pa.Schema:
         """No more rows will come. Returns the columns that `take` gives.
@@ -96,7 +112,7 @@ class Reordered:
         if self._added != len(self._bytes):
             raise S2RError(f"internal: {len(self._bytes):,} rows expected, {self._added:,} found; please report")
         if self._waiting:
-            self._write_run()
+            self._runs.append(self._gathered())
         self._schemas = [_together(self._schemas)]
         return self._schemas[0]
 
@@ -116,38 +132,30 @@ class Reordered:
         for run in self._runs:
             first, stop = np.searchsorted(run.positions, [low, high])
             if first < stop:
-                parts.append(self._read(run, int(first), int(stop)))
+                parts.append(run.rows(int(first), int(stop)))
                 positions.append(run.positions[first:stop])
         rows = pa.concat_tables(parts, promote_options="permissive")
         return rows.take(pa.array(np.argsort(np.concatenate(positions)))).combine_chunks()
 
-    def _read(self, run: _SortedRun, first: int, stop: int) -> pa.Table:
-        """Rows [first, stop) of a run."""
-        start = first // run.rows
-        batches = []
-        for piece in run.pieces[start : (stop - 1) // run.rows + 1]:
-            self._file.seek(piece.offset)
-            data = self._codec.decompress(self._file.read(piece.packed), piece.unpacked)
-            batches.append(pa.ipc.read_record_batch(data, run.schema))
-        return pa.Table.from_batches(batches).slice(first - start * run.rows, stop - first)
-
-    def _write_run(self) -> None:
+    def _gathered(self) -> _HeldRun:
+        """The rows that wait, which then wait no more."""
         positions = np.concatenate([positions for positions, _ in self._waiting])
-        rows = pa.concat_tables([rows for _, rows in self._waiting], promote_options="permissive").combine_chunks()
+        rows = pa.concat_tables([rows for _, rows in self._waiting], promote_options="permissive")
         self._waiting.clear()
         order = np.argsort(positions)
-        size = max(1, _PIECE_BYTES * len(order) // max(1, self._held))
+        return _HeldRun(positions[order].astype(np.uint32), order, rows.combine_chunks())
+
+    def _filed(self, run: _HeldRun) -> _FiledRun:
+        size = max(1, _PIECE_BYTES * len(run.order) // self._held)
         pieces = []
-        for start in range(0, len(order), size):
-            (batch,) = rows.take(pa.array(order[start : start + size])).combine_chunks().to_batches()
+        for start in range(0, len(run.order), size):
+            (batch,) = run.rows(start, start + size).to_batches()
             data = batch.serialize()
-            packed = self._codec.compress(data)
-            pieces.append(_Piece(self._file.tell(), len(packed), len(data)))
+            packed = _CODEC.compress(data)
+            pieces.append((self._file.tell(), len(packed), len(data)))
             self._file.write(packed)
-        self._runs.append(_SortedRun(rows.schema, positions[order].astype(np.uint32), size, pieces))
         self._held = 0
-        del rows
-        release_memory()
+        return _FiledRun(run.positions, run.table.schema, size, pieces, self._file)
 
 
 def _together(schemas: list[pa.Schema]) -> pa.Schema:

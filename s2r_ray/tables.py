@@ -23,6 +23,7 @@ _NAME = b"s2r_ray"
 _AHEAD = 16
 _AHEAD_ROWS = 1 << 17
 _RELEASE_ROWS = 1 << 20
+_PICKED_BYTES = 8 << 20
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -52,14 +53,14 @@ def open_parquet(place: Place, *, coded: bool = False, ahead: bool = True) -> It
     Args:
         coded: columns of text come as dictionary arrays, so that a value that is repeated a million times is in
             memory once (not text inside of lists, which Arrow cannot always give so).
-        ahead: as for `Place.open_input`.
+        ahead: as for `Place.open_input`; if not, columns are also read 8 MiB at a time and not a row group at once.
 
     Raises:
         S2RError: there is no such file, or no way to it.
         pa.ArrowException: it is not Parquet.
     """
     with place.store_errors(), place.open_arrow(ahead=ahead) as source:
-        file = pq.ParquetFile(source, page_checksum_verification=True)
+        file = pq.ParquetFile(source, page_checksum_verification=True, buffer_size=0 if ahead else _PICKED_BYTES)
         if coded:
             leaves = [file.schema.column(number) for number in range(len(file.schema))]
             texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path == leaf.name]

@@ -12,7 +12,15 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 
 from s2r_ray.publish import installed_versions
-from tests.benchmarks import bench_driver, bench_judge, bench_nightly, bench_ranking, bench_scaling, bench_tokens
+from tests.benchmarks import (
+    bench_driver,
+    bench_export,
+    bench_judge,
+    bench_nightly,
+    bench_ranking,
+    bench_scaling,
+    bench_tokens,
+)
 from tests.benchmarks.table import Row, quietly, show
 
 
@@ -24,6 +32,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000, help="problems of the nightly pool")
     parser.add_argument("--seconds", type=float, default=250, help="work of each actor of the scaling rows")
     parser.add_argument("--driver", type=int, default=10_000_000, help="samples to drive a run over")
+    parser.add_argument("--pool", type=float, default=1000, help="megabytes of the pool to export from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
@@ -34,6 +43,7 @@ def main() -> None:
         (bench_nightly.run, given.samples),
         (bench_driver.run, given.driver),
         (bench_scaling.run, given.seconds),
+        (bench_export.run, given.pool),
     ]
     rows: list[Row] = []
     for bench, size in parts:

@@ -396,7 +396,7 @@ def test_a_target_in_the_pool_is_refused(stored: Stored) -> None:
 def test_a_run_without_its_snapshot(stored: Stored, tmp_path: Path) -> None:
     """Would catch a traceback where somebody has cleaned the index up."""
     snapshot_place(Place.of(stored.out), stored.selection().record["snapshot"]).delete()
-    with pytest.raises(UsageError, match="is gone: without it"):
+    with pytest.raises(UsageError, match="is gone or damaged: without it"):
         export(stored.selection(), "jsonl", Place.of(tmp_path / "to"), QUIET)
     with pytest.raises(UsageError, match="give the output place with --out"):
         choose_selection(None, "latest", "25", None, DEFAULT_STORAGE)
