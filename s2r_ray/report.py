@@ -15,7 +15,7 @@ from s2r_ray.storage import Place
 from s2r_ray.tables import open_parquet, read_own, read_table
 
 _QUESTION_CHARACTERS = 300
-_LOCATION = {"pool", "sample_id", "file", "row", "generation", "question_key"}
+_LOCATION = {"pool", "sample_id", "file", "row", "generation", "question_key", "stratum"}
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 

@@ -73,6 +73,8 @@ def top_table(record: RunRecord, place: Place) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4f}" if value < 1 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else one_line(str(value))
