@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,12 +11,19 @@ from importlib import resources
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from s2r_ray.errors import UsageError
 from s2r_ray.printable import brief, one_line
 
-Labels = dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")], str]
+
+def _label_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise ValueError("a label's name has letters, digits, _ and -, at most 64 of them; write NAME: COLUMN")
+    return name
+
+
+Labels = dict[Annotated[str, AfterValidator(_label_name)], str]
 """Name of a label -> column of the pool. Names become parts of file names."""
 
 

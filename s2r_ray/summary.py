@@ -83,6 +83,8 @@ def _width() -> int:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4f}" if value < 1 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else one_line(str(value))

@@ -451,6 +451,41 @@ def test_score_then_select_equals_run(inside: Callable[..., Said], work: Work, t
         assert selected["counts"][name] == run["counts"][name]
 
 
+@pytest.mark.ray
+def test_labels_strata_and_baselines(inside: Callable[..., Said], work: Work, tmp_path: Path) -> None:
+    """Would catch options that do not arrive, a `select` that makes other baselines than `run`, manifests that the
+    record does not name or vouch for, and a label or baseline that is not there found out only after judging."""
+    out = tmp_path / "out"
+    scoring = ["--pool", work.pool, "--out", out, "--label", "kind=question_type", "--label", "answer"]
+    options = ["--stratify-by", "kind", "--strata-share", "equal", "--budget", "20%", "--seed", "3"]
+    options += ["--baseline", "random", "--baseline", "stratified:problem_type", "--baseline", "shortest"]
+    told = inside("run", *scoring, "--stratify-by", "colour")
+    assert_told(told, 2, "strata by colour", "answer, kind, problem_type, source", "--label colour=COLUMN")
+    assert_told(inside("run", *scoring, "--baseline", "randon"), 2, "no baseline randon", "random", "stratified:kind")
+    assert not (out / "index").exists()
+    said = inside("run", *scoring, *options, "--json")
+    assert said.code == 0, said.err
+    run = said.json()
+    folders = ["random", "shortest", "stratified-problem_type"]
+    assert sorted(path.name for path in Path(run["run"], "baselines").iterdir()) == folders
+    files = {uri for budgets in (run["manifests"], *run["baselines"].values()) for uri in budgets.values()}
+    record = json.loads(Path(run["run"], "run.json").read_text())
+    assert {f"{run['run']}/{name}" for name in record["digests"] if "top-" in name} == files
+    assert record["baselines"]["stratified:problem_type"] == "baselines/stratified-problem_type"
+    assert record["strata"]["by"] == "kind"
+    assert record["index"]["labels"] == ["answer", "kind", "problem_type", "source"]
+
+    selected = inside("select", "--out", out, *options, "--json").json()
+    assert results(Place.of(selected["run"])) == results(Place.of(run["run"]))
+    other = inside("select", "--out", out, *options[:-6], "--baseline", "random", "--seed", "4", "--json").json()
+    manifests = [Path(some["baselines"]["random"]["20"]).read_bytes() for some in (run, other)]
+    assert manifests[0] != manifests[1]
+    people = inside("select", "--out", out, "--stratify-by", "kind", "--baseline", "longest")
+    assert "baselines/longest" in people.out
+    assert "groups of kind" in people.err
+    assert_told(inside("select", "--out", out, "--strata-share", "equal"), 2, "strata.by")
+
+
 def test_synth_is_a_pool_of_its_seed(tmp_path: Path) -> None:
     """Would catch a made-up pool that changes with the file size or from run to run."""
     for folder, rows_per_file in (("a", "10"), ("b", "25")):

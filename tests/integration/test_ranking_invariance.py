@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 CUTOFF = 1500
 BUDGETS = ("2", "5", "10", "33.3", "100")
+BASELINES = ("random", "longest", "difficulty", "stratified:source")
 NUMBERS = ["difficulty", "trace_tokens", "trace_tokens_unique", "rank_difficulty", "rank_length", "rank_joint"]
 
 
@@ -80,6 +81,7 @@ def run(
         "tokenizer": str(tokenizer),
         "guards": {"cutoff_tokens": CUTOFF},
         "budgets": list(BUDGETS),
+        "baselines": list(BASELINES),
         **more,
     }
     return pipeline.run(load_config(None, settings), Progress(quiet=True), signals=[judge or HashJudge()])
@@ -95,7 +97,14 @@ def plain(
 
 
 def manifests(place: Place) -> dict[str, str]:
-    return {name: digest for name, digest in results(place).items() if name.startswith("manifests/")}
+    return {name: digest for name, digest in results(place).items() if name.startswith(("manifests/", "baselines/"))}
+
+
+def by_strata(place: Place) -> Place:
+    """Another run over what this one stored."""
+    out = str(Path(place.uri).parents[1])
+    settings = {"out": out, "strata": {"by": "source"}, "baselines": list(BASELINES), "budgets": list(BUDGETS)}
+    return pipeline.select(load_config(None, settings), Progress(quiet=True))[1]
 
 
 def table(place: Place, name: str) -> pd.DataFrame:
@@ -168,12 +177,13 @@ def test_order_of_listing(
 
 
 def test_cut_into_other_files(plain: tuple[RunRecord, Place], tmp_path: Path, tokenizer_dir: Path) -> None:
-    """Would catch ranks per file, and sample ids or ties that depend on where a row lies."""
+    """Would catch ranks per file, and sample ids, ties or lots that depend on where a row lies."""
     _, place = run(write(tmp_path / "pool", 31, 1000), tmp_path / "out", tokenizer_dir)
-    for budget in BUDGETS:
-        name = f"manifests/top-{budget}pct.parquet"
-        found, expected = (table(run, name).drop(columns=["file", "row"]) for run in (place, plain[1]))
-        pd.testing.assert_frame_equal(found, expected)
+    assert len(manifests(place)) == len(BUDGETS) * (1 + len(BASELINES))
+    for runs in ((place, plain[1]), (by_strata(place), by_strata(plain[1]))):
+        for name in manifests(place):
+            found, expected = (table(run, name).drop(columns=["file", "row"]) for run in runs)
+            pd.testing.assert_frame_equal(found, expected)
 
 
 def test_order_of_pools(tmp_path: Path, tokenizer_dir: Path) -> None:

@@ -43,8 +43,10 @@ class Row:
     reason: str | None = None
     file: str = "a"
     pool: int = 0
+    stratum: str | None = None
     row: int = 0
     joint: Fraction = field(default=Fraction(0))
+    priority: Fraction = field(default=Fraction(0))
     position: int = 0
 
 
@@ -67,6 +69,11 @@ def rank_from(values: Sequence[Any], value: Any) -> Fraction:
     return above + Fraction(sum(other == value for other in values) + 1, 2)
 
 
+def priority(place: int, size: int, share: str | None) -> Fraction:
+    """What rows come by: their group's s / (2p - 1), turned round, or their turn. Without strata there is one group."""
+    return Fraction(2 * place - 1, size) if share == "proportional" else Fraction(place)
+
+
 def make_run(
     out: Path,
     number: int,
@@ -78,19 +85,25 @@ def make_run(
     judge: dict[str, Any] | None = None,
     tokenizer: str = "t",
     unreadable: Sequence[str] = (),
+    share: str | None = None,
 ) -> Made:
-    """Rank these rows the slow way and leave what a run leaves."""
+    """Rank these rows the slow way, with a share inside of their strata, and leave what a run leaves."""
     rows = sorted(rows, key=lambda row: (row.pool, row.file))
     for place, row in enumerate(rows):
         row.row = place
     ranked = [row for row in rows if row.reason is None]
     excluded = [row for row in rows if row.reason is not None]
     exact = {name: Fraction(weight) for name, weight in (weights or WEIGHTS).items()}
-    of = {"difficulty": [row.difficulty for row in ranked], "length": [row.tokens for row in ranked]}
-    for row in ranked:
-        own = {"difficulty": row.difficulty, "length": row.tokens}
-        row.joint = sum((w * rank_from(of[name], own[name]) for name, w in exact.items()), Fraction(0))
-    order = sorted(ranked, key=lambda row: (row.joint, -row.tokens, row.sample_id, row.row))
+    for stratum in {row.stratum if share else None for row in ranked}:
+        group = [row for row in ranked if not share or row.stratum == stratum]
+        of = {"difficulty": [row.difficulty for row in group], "length": [row.tokens for row in group]}
+        for row in group:
+            own = {"difficulty": row.difficulty, "length": row.tokens}
+            row.joint = sum((w * rank_from(of[name], own[name]) for name, w in exact.items()), Fraction(0))
+        group.sort(key=lambda row: (row.joint, -row.tokens, row.sample_id, row.row))
+        for place, row in enumerate(group, start=1):
+            row.priority = priority(place, len(group), share)
+    order = sorted(ranked, key=lambda row: (row.priority, -row.tokens, row.sample_id, row.row))
     for place, row in enumerate(order):
         row.position = place + 1
     run_id = f"20260101T00000{number}.000Z-{number:08x}"
@@ -120,6 +133,7 @@ def make_run(
                 "trace_tokens": pa.array([row.tokens for row in rows], pa.int32()),
                 "trace_tokens_unique": pa.array([row.tokens for row in rows], pa.int32()),
                 "rank_joint": pa.array([float(row.joint) for row in rows], pa.float64()),
+                **({"stratum": pa.array([row.stratum for row in rows], pa.string())} if share else {}),
             },
         )
 
@@ -154,6 +168,7 @@ def make_run(
         excluded=counted,
         budgets=sizes,
         weights={name: float(weight) for name, weight in (weights or WEIGHTS).items()},
+        strata={"by": "source", "share": share, "groups": 1} if share else None,
     )
     publish(Place.of(out), run, record)
     return Made(ranked, excluded, record)
@@ -201,6 +216,15 @@ def partners(before: Sequence[Row], after: Sequence[Row], several: bool) -> dict
     return found
 
 
+def last_place(row: Row, made: Made) -> int:
+    """The last place of what its run does not tell from a row beyond the manifests."""
+    strata = made.record.strata
+    group = [rival for rival in made.ranked if not strata or rival.stratum == row.stratum]
+    last = sum(float(rival.joint) <= float(row.joint) for rival in group)
+    reached = priority(last, len(group), strata["share"] if strata else None)
+    return sum(rival.priority <= reached for rival in made.ranked)
+
+
 def expected_moves(here: Made, there: Made, of: dict[int, Row], budget: str, names: Sequence[str]) -> list[Any]:
     """(id, position here, position there, why, detail) of the rows chosen here and not there, best first."""
     sizes = (here.record.budgets[budget], there.record.budgets[budget])
@@ -215,7 +239,7 @@ def expected_moves(here: Made, there: Made, of: dict[int, Row], budget: str, nam
         elif other.position > sizes[1]:
             place = other.position
             if place > largest:
-                place = sum(float(rival.joint) <= float(other.joint) for rival in there.ranked)
+                place = last_place(other, there)
             changed = [
                 name
                 for name, a, b in (
@@ -238,23 +262,34 @@ ROW = st.builds(
     reason=st.sampled_from([None, None, None, "unverified", "duplicate_sample"]),
     file=st.sampled_from(["a", "b"]),
     pool=st.sampled_from([0, 1]),
+    stratum=st.sampled_from([None, "x", "y"]),
 )
+SHARE = st.sampled_from([None, "proportional", "equal"])
 ROWS = st.lists(ROW, min_size=1, max_size=14).filter(lambda rows: any(row.reason is None for row in rows))
 
 
 @settings(max_examples=60)
-@given(before=ROWS, after=ROWS, several=st.booleans(), small=st.booleans())
+@given(before=ROWS, after=ROWS, several=st.booleans(), small=st.booleans(), shares=st.tuples(SHARE, SHARE))
 def test_against_a_reference(
-    before: list[Row], after: list[Row], several: bool, small: bool, tmp_path_factory: pytest.TempPathFactory
+    before: list[Row],
+    after: list[Row],
+    several: bool,
+    small: bool,
+    shares: tuple[str | None, str | None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Catches: rows paired with a namesake, a wrong reason or position, rows counted twice or not at all, and samples
-    missed because only the manifests were looked at or because a batch ended."""
+    """Catches: rows paired with a namesake, a wrong reason or position, rows counted twice or not at all, samples
+    missed because only the manifests were looked at or because a batch ended, and rows that a budget left out in their
+    group and that the whole pool's joint ranks would put inside."""
     out = tmp_path_factory.mktemp("diff")
     if not several:
         for row in (*before, *after):
             row.pool = 0
     pools = ("/x", "/y") if several else ("/x",)
-    first, second = (make_run(out, n, rows, pools=pools) for n, rows in ((1, before), (2, after)))
+    first, second = (
+        make_run(out, n, rows, pools=pools, share=share)
+        for n, rows, share in zip((1, 2), (before, after), shares, strict=True)
+    )
     with pytest.MonkeyPatch.context() as patch:
         if small:
             patch.setattr(diff_module, "_BATCH_ROWS", 3)
@@ -490,3 +525,30 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
         diff_runs(place, first, third)
     with pytest.raises(UsageError, match=r"has no budget of 20 %; it has 70 %"):
         diff_runs(place, first, third, ["20"])
+
+
+def test_strata_are_named(tmp_path: Path) -> None:
+    """Catches: a selection that moved because groups were made, or share alike, with no word of it; and an older run,
+    which knew of no strata, taken for damaged."""
+    rows = [Row(f"{n:02d}#0", f"k{n}", 1 - n / 64, 1000 - n, stratum="xy"[n % 3 // 2]) for n in range(20)]
+    made = [make_run(tmp_path, n, rows, share=share) for n, share in ((1, None), (2, "equal"), (3, "proportional"))]
+    older = tmp_path / "runs" / made[0].record.run_id / "run.json"
+    record = json.loads(older.read_text())
+    del record["strata"]
+    older.write_text(json.dumps(record))
+    found = compare(tmp_path, made[0], made[1])
+    assert found.differences == {"pool files": ("1", "2"), "strata": ("none", {"by": "source", "share": "equal"})}
+    assert "by source, share equal" in diff_text(found)
+    assert {row["why"] for row in found.budgets[0].entered.to_pylist()} == {"cut_off_moved"}
+    assert compare(tmp_path, made[1], made[2]).differences["strata"][1] == {"by": "source", "share": "proportional"}
+
+
+def test_noise_inside_of_strata(tmp_path: Path) -> None:
+    """Catches: a row held against the cut-off of another group."""
+    rows = [Row(f"{n:02d}#0", f"k{n}", 1 - n / 64, 1000 - n, stratum="xy"[n % 2]) for n in range(20)]
+    measured(tmp_path, 5 / 64)
+    weights = {"difficulty": "1", "length": "0"}
+    made = [make_run(tmp_path, n, rows, weights=weights, budgets=["50"], share="equal") for n in (1, 2)]
+    (item,) = compare(tmp_path, *made).budgets
+    # In each group the values are 2/64 apart and 5/64 is reached: one row on either side passes two neighbours.
+    assert item.within_noise == 4
