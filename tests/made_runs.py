@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from s2r_ray.candidates import Guards
+from s2r_ray.config import PoolSection
 from s2r_ray.index import (
     QUESTIONS_SCHEMA,
     SCHEMA,
+    PoolIndex,
     Snapshot,
     candidates_place,
+    index_unit,
     label_column,
     questions_place,
     snapshot_place,
 )
+from s2r_ray.mapping import Mapping as Columns
+from s2r_ray.models import find_tokenizer
 from s2r_ray.noise import Noise, noise_place
 from s2r_ray.publish import RunRecord, new_run_id, publish
 from s2r_ray.ranking import parse_weights
-from s2r_ray.readers import Unit
+from s2r_ray.readers import Unit, plan_units, pool_files
 from s2r_ray.report.stored import StoredRun
 from s2r_ray.selection import rank
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
-from s2r_ray.tables import write_own
+from s2r_ray.tables import read_own, write_own
 from tests.fakes import HashJudge
 
 JUDGE = HashJudge()
+_COLUMNS = {"id": "id", "question": ("q",), "traces": "a", "labels": {"source": "source"}}
 PLACE = ["pool", "file", "row", "generation"]
 
 
@@ -76,11 +85,36 @@ def made_run(
         noise_place(store).write_bytes(
             f'{{"pairs": 64, "largest": {measured.largest}, "rms": {measured.rms}}}'.encode()
         )
-    return ranked_run(out, snapshot, budgets, weights or {"difficulty": "0.25", "length": "0.75"})
+    config = {"pools": [{"uri": uri} for uri in snapshot.pools]}
+    return ranked_run(out, snapshot, budgets, weights or {"difficulty": "0.25", "length": "0.75"}, config)
 
 
-def ranked_run(out: Place, snapshot: Snapshot, budgets: Sequence[str], weights: Mapping[str, str]) -> StoredRun:
-    """Rank what is stored and publish it."""
+def pool_run(
+    folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Path, *, budgets: Sequence[str] = ("10", "40")
+) -> StoredRun:
+    """A run over a pool of one JSONL file, judged by HashJudge. Rows have `id`, `q`, `a`, and perhaps `source`."""
+    pool, out = Place.of(folder / "pool"), Place.of(folder / "out")
+    lines = [json.dumps(row) for row in rows]
+    pool.child("rows.jsonl").write_bytes("\n".join(lines).encode())
+    section = PoolSection(uri=pool.uri, mapping=Columns(**_COLUMNS))
+    indexer = PoolIndex(pool, out, section.resolved_mapping(), Guards(), "first", find_tokenizer(str(tokenizer)))
+    (unit,) = plan_units(pool, 0, pool_files(pool.files(), pool.uri))
+    outcome = index_unit(indexer, unit)
+    assert outcome.error is None
+    snapshot = Snapshot((pool.uri,), ((unit, outcome.key),))
+    snapshot_place(out, snapshot.digest()).write_bytes(snapshot.to_json())
+    questions = read_own(questions_place(out, outcome.key))
+    values = [JUDGE.value(question) for question in questions["question"].to_pylist()]
+    rng = np.random.default_rng(0)
+    ScoreStore.of(out, JUDGE).append(_scores(questions["question_key"].combine_chunks(), np.array(values), rng))
+    weights = {"difficulty": "0.25", "length": "0.75"}
+    return ranked_run(out, snapshot, budgets, weights, {"pools": [section.model_dump(mode="json")]})
+
+
+def ranked_run(
+    out: Place, snapshot: Snapshot, budgets: Sequence[str], weights: Mapping[str, str], config: Mapping[str, Any]
+) -> StoredRun:
+    """Rank what is stored and publish it with this configuration beside the weights."""
     run_id = new_run_id()
     place = out.child("runs", run_id)
     store = ScoreStore.at(out, JUDGE.name, fingerprint_digest(JUDGE.fingerprint()), JUDGE.extras)
@@ -89,7 +123,7 @@ def ranked_run(out: Place, snapshot: Snapshot, budgets: Sequence[str], weights: 
     record = RunRecord(
         run_id=run_id,
         started="2026-11-21T12:00:00+00:00",
-        config={"weights": dict(weights), "pools": [{"uri": uri} for uri in snapshot.pools]},
+        config={"weights": dict(weights), **config},
         pools=list(snapshot.pools),
         snapshot=snapshot.digest(),
         index={"tokenizer": "t", "fingerprints": []},

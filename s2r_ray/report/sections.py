@@ -224,7 +224,7 @@ def _lengths(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
                 budgets,
                 f"Distribution of trace lengths on a logarithmic axis. {_told(statistics, 'length')}",
             ),
-            "Lengths double at equal steps; where the thin grey line is away from the area, repeated steps were "
+            "The axis is logarithmic; where the thin grey line is away from the area, repeated steps were "
             "taken away from traces of that length.",
             _histogram_table(statistics.histograms["trace_tokens_unique"], statistics, 0),
         ),
@@ -262,7 +262,7 @@ def _rethinking(statistics: Statistics, budgets: Sequence[figures.Series]) -> Fi
             RETHINKING, statistics.histograms[RETHINKING], budgets, "rethinking words per 1,000 tokens", alt
         ),
         "Words such as wait, alternatively and however; lines to the right of the grey area mean that the selected "
-        "traces reconsider more often, not only that they are longer. The last bin has all above 40.",
+        "traces reconsider more often, not only that they are longer. The last bin has all that lies beyond.",
         Table("Rethinking words", ("", "per 1,000 tokens", "per trace"), rows),
     )
 

@@ -256,5 +256,5 @@ def test_labels_without_end() -> None:
 def test_more_words_than_the_last_bin() -> None:
     """Catches: a trace of nothing but rethinking words that falls out of the figure."""
     histogram = Histogram.over(word_edges(), 1)
-    histogram.add(np.array([0.0, 39.9, 40.0, 1e6]), np.zeros(4, np.intp))
+    histogram.add(np.array([0.0, 38.9, 39.0, 1e6]), np.zeros(4, np.intp))
     assert histogram.counts[0, [0, -2, -1]].tolist() == [1, 1, 2]
