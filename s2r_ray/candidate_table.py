@@ -39,6 +39,7 @@ class CandidateTable:
         addresses_judge: bool[n].
         left_out: bool[n], not ranked after all.
         scores: column -> float64[n], every signal and its extras; NaN where a signal has no value.
+        ranks: `rank_<signal>` -> int32[n], twice the rank inside of a group; empty where ranks are of the whole pool.
         indexed: all rows of the index, candidates or not.
     """
 
@@ -48,6 +49,7 @@ class CandidateTable:
     indexed: int
     left_out: npt.NDArray[np.bool_] = field(init=False)
     scores: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    ranks: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     _reasons: list[str] = field(default_factory=list)
     _faults: list[pa.Table] = field(default_factory=list)
 
@@ -86,9 +88,15 @@ class CandidateTable:
         for start in range(0, len(self), _BLOCK):
             yield start + np.flatnonzero(~self.left_out[start : start + _BLOCK])
 
+    def column(self, signal: str) -> npt.NDArray[Any]:
+        """A signal's values, [n]."""
+        return self.length if signal in INDEX_SIGNALS else self.scores[signal]
+
     def values(self, rows: Places) -> dict[str, npt.NDArray[Any]]:
-        """Scores and lengths of the candidates at these positions, in this order."""
+        """Scores, ranks inside of groups if there are any, and lengths of the candidates at these positions, in this
+        order."""
         columns: dict[str, npt.NDArray[Any]] = {name: column[rows] for name, column in self.scores.items()}
+        columns |= {name: column[rows] for name, column in self.ranks.items()}
         return columns | dict.fromkeys(INDEX_SIGNALS, self.length[rows])
 
 

@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 
@@ -36,6 +36,8 @@ _WRONG_USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
 _INTERRUPTED = 130
 _TERMINATED = 128 + signal.SIGTERM
 _STOPPED = "stopped; what was indexed and judged is kept, run the same command again to go on"
+_BEGIN_AGAIN = "stopped; nothing half-done counts, run the same command again"
+_GO_ON = ("run", "score")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,9 +87,10 @@ def run(
 def plan(settings: Config, as_json: AsJson = False) -> None:
     """Say what a run would read and judge, and check everything it needs. Changes nothing."""
     from s2r_ray import pipeline
+    from s2r_ray.progress import Progress
 
     planned = pipeline.prepare(settings)
-    pipeline.try_cluster(planned)
+    pipeline.try_cluster(planned, Progress())
     summary = pipeline.summarize(planned)
     if as_json:
         print_json(summary)
@@ -121,6 +124,66 @@ def select(settings: Config, as_json: AsJson = False, quiet: Quiet = False) -> N
 
     record, place = pipeline.select(settings, Progress(quiet=quiet))
     _show_run(record, place, as_json)
+
+
+@app.command("export")
+@configured("out")
+def export_selection(
+    settings: Config,
+    to: Annotated[str, typer.Option(metavar="URI", help="Folder to write to; a path or s3://.")],
+    form: Annotated[
+        Literal["llamafactory", "trl", "openr1", "jsonl", "parquet"],
+        typer.Option(
+            "--format",
+            help="llamafactory: data, entry in dataset_info.json and training file; trl: column `messages`; "
+            "openr1: all columns of the pool; jsonl, parquet: texts and scores.",
+        ),
+    ],
+    run: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN", help="Id of a run or its beginning, its folder, or latest.", autocompletion=completion.runs
+        ),
+    ] = "latest",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Budget of the run, in per cent. Default: the only one.",
+            autocompletion=completion.budgets,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Baseline of the run. Default: the joint ranking.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Shuffle with this seed. Default: the order of rank, best first.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="File and dataset name. Default: train; llamafactory: s2r_top_SHAREpct and the like."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the selected rows with their texts, in the form that a training framework takes."""
+    from s2r_ray.config import load_config
+    from s2r_ray.export import choose_selection, export, summary, text
+    from s2r_ray.progress import Progress
+    from s2r_ray.storage import Place
+
+    out = settings.out_place() if settings.out else None
+    asked = load_config(None, {"budgets": [budget]}).budgets[0] if budget is not None else None
+    selection = choose_selection(out, run, asked, baseline, settings.storage.options())
+    target = Place.of(to, settings.storage.options())
+    exported = export(selection, form, target, Progress(quiet=quiet), name=name, seed=seed, force=force)
+    if as_json:
+        print_json(summary(exported))
+    else:
+        sys.stdout.write(text(exported))
 
 
 @app.command()
@@ -251,7 +314,10 @@ def synth(
 
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
-    signal.signal(signal.SIGTERM, partial(_stop, own_stream(sys.stderr)))  # `ray job stop`, a pod that is moved
+    stream = own_stream(sys.stderr)
+    signal.signal(signal.SIGTERM, partial(_stop, stream, _TERMINATED))  # `ray job stop`, a pod that is moved
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell said to ignore it
+        signal.signal(signal.SIGINT, partial(_interrupt, stream))
     try:
         exit_code = app(standalone_mode=False) or 0
     except TooManyErrors as error:
@@ -267,20 +333,37 @@ def main() -> None:
         log.write_text(traceback.format_exc(), encoding="utf-8")
         _fail(f"unexpected {type(error).__name__}: {error}. Please report it with {log}", 1)
     if exit_code == _INTERRUPTED:  # what typer makes of Ctrl-C
-        _fail(_STOPPED, exit_code)
+        _fail(_stopped(), exit_code)
     sys.exit(exit_code)
 
 
-def _stop(stream: TextIO, *_: object) -> NoReturn:
+def _interrupt(stream: TextIO, *_: object) -> NoReturn:
+    """Ctrl-C unwinds, so that Ray and its workers end in order, within seconds; a second one ends at once."""
+    signal.signal(signal.SIGINT, partial(_stop, stream, _INTERRUPTED))
+    raise KeyboardInterrupt
+
+
+def _stop(stream: TextIO, exit_code: int, *_: object) -> NoReturn:
     """End at once. An exception out of a signal handler can meet native code of Ray, which aborts; what is written is
     written whole or not at all, so nothing needs to be put in order."""
-    stream.write(f"error: {_STOPPED}\n")
+    show_cursor = "\x1b[?25h" if stream.isatty() else ""  # a bar hides it
+    stream.write(f"{show_cursor}error: {_stopped()}\n")
     stream.flush()
-    os._exit(_TERMINATED)
+    os._exit(exit_code)
+
+
+def _stopped() -> str:
+    return _STOPPED if sys.argv[1:2] and sys.argv[1] in _GO_ON else _BEGIN_AGAIN
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
+    from s2r_ray.progress import terminal
+
+    console = terminal(sys.stderr)
+    if console:
+        console.print(f"error: {message}")
+    else:
+        sys.stderr.write(f"error: {message}\n")
     sys.exit(exit_code)
 
 

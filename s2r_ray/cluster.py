@@ -140,6 +140,11 @@ def _check_answers(address: str) -> None:
     """Ray itself tries an address that nobody answers for many minutes."""
     if "@" in address:
         raise UsageError("the address in RAY_ADDRESS must not contain credentials; expected HOST:PORT")
+    if address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{address} is the address of a dashboard, to which `ray job submit` goes; expected HOST:PORT of the head "
+            "node (its port is 6379 unless it was started with another)"
+        )
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         return  # "auto" and the like: Ray finds out at once
@@ -167,13 +172,19 @@ def stream_tasks(
     task: Callable[[dict[str, Any]], dict[str, Any]],
     cpus: float,
     custom: Mapping[str, float],
+    most: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run a stateless function over items on the cluster; results come as they are ready, in any order.
 
     Args:
         cpus, custom: what one call takes; the latter are custom Ray resources.
+        most: calls at once. For those that wait Ray Data asks the autoscaler for CPUs, and does not say that they must
+            have the custom resources: without a bound it gets nodes of any kind.
     """
     dataset = _dataset(items).map(task, num_cpus=cpus, resources=dict(custom))
+    if most is not None:
+        options = dataset.context.execution_options
+        options.resource_limits = options.resource_limits.copy(cpu=most * cpus)
     yield from _rows(dataset)
 
 

@@ -28,6 +28,13 @@ def weights() -> list[str]:
     return [f"{name}=" for name in (*SIGNALS, *INDEX_SIGNALS)]
 
 
+def baselines() -> list[str]:
+    """Other orders to compare with; a label follows the last."""
+    from s2r_ray.signals import SIGNALS
+
+    return ["random", "longest", "shortest", *SIGNALS, "stratified:"]
+
+
 def runs(context: typer.Context) -> list[str]:
     """Finished runs of the output place, newest first; none where that is not a local folder."""
     out = _out(context)

@@ -23,6 +23,7 @@ from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt
 from s2r_ray.mapping import Labels, Mapping, preset
 from s2r_ray.storage import Place, StorageOptions
+from s2r_ray.strata import Strata
 
 DEFAULT_PRESET = "openr1-math-220k"
 DEFAULT_WEIGHTS = {"difficulty": "0.25", "length": "0.75"}
@@ -141,8 +142,14 @@ class WorkersSection(_Section):
     judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
     cpus_per_index_task: float = Field(1, gt=0, description="CPU cores that one task takes that reads the pool")
     index_resources: dict[str, float] = Field({}, description="Custom Ray resources that one task without a GPU takes")
+    index_tasks_max: int | None = Field(
+        None,
+        ge=1,
+        description="Index tasks at once at the most. Set it to what CPU nodes can take where an autoscaler works: for "
+        "more than that it would start GPU nodes, whose CPUs count as well",
+    )
     autoscaling: bool = Field(
-        False, description="Nodes that are missing will come; only needed where Ray cannot tell (autoscaler v1)"
+        False, description="Nodes that are missing will come. Needed wherever an autoscaler works: Ray does not tell"
     )
     restarts: int = Field(3, ge=0, description="How often a judge that died is replaced before the run fails")
     hang_seconds: float = Field(
@@ -190,6 +197,11 @@ class Config(_Section):
         description="Weight of each signal's rank; signals that are not named weigh 0",
     )
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
+    strata: Strata | None = Field(None, description="Rank inside of groups and fill budgets group by group")
+    baselines: tuple[str, ...] = Field(
+        (), description="Manifests to compare with: random, longest, shortest, a signal's name, stratified:LABEL"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 64, description="Of the baselines that draw lots")
     max_bad_files: int = Field(0, ge=0, description="Unreadable files to put up with")
     max_error_rate: str = Field(
         "0.001", description="Share of broken rows, and of questions without an answer, to put up with; 0..1"
@@ -208,6 +220,12 @@ class Config(_Section):
         if not values:
             raise ValueError("no budget; expected at least one share such as 2%")
         return tuple(dict.fromkeys(_percent(item) for item in values))
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _each_baseline_once(cls, value: Any) -> Any:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(dict.fromkeys(values))
 
     @field_validator("max_error_rate", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ So duplicated ids pair up one to one, and files may be renamed. A pool is known 
 one pool, that is one and the same. Without an id column the id is a hash of the content, and a changed row is a new
 sample.
 
-Held in memory: the rows of the compared budgets, and three numbers of every ranked row.
+Held in memory: the rows of the compared budgets, and three numbers of every ranked row; eight where a run has strata.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 
 from s2r_ray.candidates import Reason
 from s2r_ray.errors import UsageError
+from s2r_ray.groups import label_codes
 from s2r_ray.near_cutoff import rows_within_noise
 from s2r_ray.noise import Noise, read_noise
 from s2r_ray.ranking import parse_weights
@@ -37,6 +38,7 @@ from s2r_ray.selection import manifest_place
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
+from s2r_ray.strata import Share, priorities
 from s2r_ray.tables import open_parquet, read_table
 
 Ints = npt.NDArray[np.int64]
@@ -220,6 +222,7 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "weights": record["weights"],
+        "strata": _strata(record) or "none",
         "budgets": sorted(record["budgets"], key=float),
         "pools": record["pools"],
         "pool files": record["snapshot"],
@@ -230,6 +233,11 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
         **judges,
         "s2r_ray": record["versions"].get("s2r_ray"),
     }
+
+
+def _strata(record: dict[str, Any]) -> dict[str, Any]:
+    """The label and the share of a run's strata; {} without, as in a record from before there were any."""
+    return {name: value for name, value in (record.get("strata") or {}).items() if name in ("by", "share")}
 
 
 # --- the rows to compare --------------------------------------------------------------------------
@@ -267,7 +275,8 @@ def _read_rows(run: _Run, ids: pa.Array, signals: Sequence[str], top: pa.Table) 
         joint.append(read_table(part, ["rank_joint"])["rank_joint"].to_numpy())
         start += len(joint[-1])
     ranked = _with_pool(pa.concat_tables(tables), run)
-    position = _last_places(np.concatenate(joint), ranked["place"].to_numpy())
+    share = _strata(run.record).get("share", "proportional")
+    position = _last_places(np.concatenate(joint), ranked["place"].to_numpy(), _stratum(run), share)
     exact, at = _pair(*_codes(top, ranked, _IDENTITY))
     position[at] = top["position"].to_numpy()[exact]
     ranked = ranked.append_column("position", pa.array(position))
@@ -294,9 +303,31 @@ def _with_pool(table: pa.Table, run: _Run) -> pa.Table:
     return table.append_column("pool", pa.repeat(run.record["pools"][0] if run.several else "", table.num_rows))
 
 
-def _last_places(joint: npt.NDArray[np.float64], rows: Ints) -> Ints:
-    """The last place among equal joint ranks, from 1: for a row that a budget left out, a place beyond the budget."""
-    return np.searchsorted(np.sort(joint), joint[rows], side="right").astype(np.int64)
+def _stratum(run: _Run) -> Ints | None:
+    """For each ranked row a number, the same inside of a group; None without strata."""
+    if not _strata(run.record):
+        return None
+    columns = (read_table(part, ["stratum"])["stratum"] for part in run.ranking())
+    return np.concatenate(list(label_codes(columns, run.record["strata"]["by"]))).astype(np.int64)
+
+
+def _last_places(joint: npt.NDArray[np.float64], rows: Ints, stratum: Ints | None, share: Share) -> Ints:
+    """The last place among equal joint ranks, from 1: for a row that a budget left out, a place beyond the budget.
+
+    With strata, the place of the priority that the last of its group's equals has, and the last among equal ones.
+    """
+    if stratum is None:
+        return np.searchsorted(np.sort(joint), joint[rows], side="right").astype(np.int64)
+    order = np.lexsort((joint, stratum))
+    stratum, joint = stratum[order], joint[order]
+    sizes = np.bincount(stratum)
+    places = np.arange(1, len(order) + 1) - (np.cumsum(sizes) - sizes)[stratum]
+    ends = np.flatnonzero(np.append((np.diff(stratum) != 0) | (np.diff(joint) != 0), True))
+    last = np.repeat(places[ends], np.diff(ends, prepend=-1))
+    ordered = np.sort(priorities(places, sizes[stratum], share))
+    found = np.empty(len(order), np.int64)
+    found[order] = np.searchsorted(ordered, priorities(last, sizes[stratum], share), side="right")
+    return found[rows]
 
 
 def _positions(rows: pa.Table) -> Ints:
@@ -426,7 +457,7 @@ def _noise_of(out: Place, record: dict[str, Any], signal: str) -> Noise | None:
 def _within_noise(
     run: _Run, rows: pa.Table, budgets: Sequence[str], noise: Mapping[str, Noise | None]
 ) -> dict[str, int]:
-    """Budget -> rows near its cut-off; {} where a noise is not known."""
+    """Budget -> rows near its cut-off, with strata near that of their group; {} where a noise is not known."""
     reach = {name: found.largest for name, found in noise.items() if found is not None}
     if len(reach) < len(noise):
         return {}
@@ -438,4 +469,13 @@ def _within_noise(
     ranked = rows.filter(pc.is_valid(rows["place"]))
     positions[ranked["place"].to_numpy()] = ranked["position"].to_numpy()
     chosen = [positions <= run.record["budgets"][budget] for budget in budgets]
-    return dict(zip(budgets, rows_within_noise(values, weights, reach, chosen), strict=True))
+    stratum, found = _stratum(run), np.zeros(len(budgets), np.int64)
+    for rows in [np.arange(len(positions))] if stratum is None else _members(stratum):
+        inside = {name: column[rows] for name, column in values.items()}
+        found += rows_within_noise(inside, weights, reach, [taken[rows] for taken in chosen])
+    return dict(zip(budgets, found.tolist(), strict=True))
+
+
+def _members(stratum: Ints) -> list[Ints]:
+    """The rows of each group."""
+    return np.split(np.argsort(stratum, kind="stable"), np.cumsum(np.bincount(stratum))[:-1])

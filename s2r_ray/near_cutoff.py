@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from s2r_ray.ranking import JointRanker, ValueCounts, Weights, count_values, joint_ranker
+from s2r_ray.ranking import JointRanker, RankTable, ValueCounts, Weights, count_values, joint_ranker
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ class NearCutoff:
     """
 
     counts: Mapping[str, ValueCounts]
-    ranker: JointRanker
+    ranker: JointRanker[RankTable]
     reach: Mapping[str, float]
 
     @cached_property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
@@ -40,9 +40,10 @@ def noise_place(store: ScoreStore) -> Place:
 
 
 def read_noise(store: ScoreStore) -> Noise | None:
-    """What was measured, None if nothing was."""
+    """What was measured, None if nothing was or the record is damaged."""
     place = noise_place(store)
-    return Noise(**json.loads(place.read_bytes())) if place.exists() else None
+    found = place.read_json() if place.exists() else None
+    return Noise(**found) if found and found.keys() == {field.name for field in fields(Noise)} else None
 
 
 def leave_noise(signal: Signal, store: ScoreStore, subjects: Sequence[Subject], scores: Scores) -> None:

@@ -140,6 +140,24 @@ SETTINGS: Mapping[str, Setting] = {
         "2% 5% 10%",
         complete=completion.budgets,
     ),
+    "stratify_by": Setting(
+        "strata.by", str, "Label inside of whose groups to rank and to fill budgets.", "LABEL", "none"
+    ),
+    "strata_share": Setting(
+        "strata.share",
+        Literal["proportional", "equal"],
+        "What each group gets of a budget.",
+        default="proportional",
+    ),
+    "baseline": Setting(
+        "baselines",
+        list[str],
+        "Manifests to compare with: random, longest, shortest, a signal's name, stratified:LABEL. Repeatable.",
+        "NAME",
+        "none",
+        complete=completion.baselines,
+    ),
+    "seed": Setting("seed", int, "Of the baselines that draw lots.", "NUMBER", "0"),
     "verbose": Setting("workers.logs", bool, "Show the logs of Ray and the engine.", ""),
 }
 """Every option that sets a key, by its name in Python."""
@@ -148,7 +166,7 @@ READING = ("pool", "preset", "label", "tokenizer", "candidates", "max_bad_files"
 """What stage 1 takes."""
 JUDGING = ("judge", "engine")
 """What stage 2 takes."""
-RANKING = ("weight", "budget")
+RANKING = ("weight", "budget", "stratify_by", "strata_share", "baseline", "seed")
 """What stages 3 and 4 take."""
 
 

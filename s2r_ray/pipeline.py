@@ -14,10 +14,12 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
+from s2r_ray.baselines import Baselines, baseline_folder, check_baselines
 from s2r_ray.cluster import Cluster, cluster_address, connected, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.groups import check_groups
 from s2r_ray.index import (
     PoolIndex,
     Snapshot,
@@ -133,7 +135,7 @@ def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = N
     def once(done: Done) -> tuple[RunRecord, Place]:
         plan = prepare(config, signals)
         scored = index_and_score(plan, progress, done)
-        return rank_and_publish(plan.out, scored, plan.weights, config.budgets, started, progress)
+        return rank_and_publish(plan.out, scored, plan.weights, config, started, progress)
 
     return _repairing(config.out_place(), once, progress)
 
@@ -179,11 +181,12 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     out.check_reachable()
     scored = _read_scored(out)
     weights = parse_weights(config.weights, [*scored.stores, *INDEX_SIGNALS])
+    _check_selection(config, list(scored.stores), scored.index.get("labels", []))
     chosen = recorded_config(config)
-    scored.config.update(weights=chosen["weights"], budgets=chosen["budgets"])
+    scored.config.update({name: chosen[name] for name in ("weights", "budgets", "strata", "baselines", "seed")})
     scored = replace(scored, counts=_nothing_done(scored), seconds={})
     try:
-        return rank_and_publish(out, scored, weights, config.budgets, started, progress)
+        return rank_and_publish(out, scored, weights, config, started, progress)
     except DamagedError as error:
         raise S2RError(f"{error}; `s2r run` or `s2r score` with this --out makes it anew") from error
 
@@ -214,6 +217,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
             pools.append(pool)
             units.extend(plan_units(root, position, known))
             _check_mapping(pool, next(unit for unit in units if unit.pool == position))
+        _check_selection(config, names, _labels(pools))
         keyed = unit_keys(pools, units)
         done = indexed_keys(out)
     except UsageError:
@@ -228,6 +232,21 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
         load_tokenizer(tokenizer.folder)
     _check_columns(signals)
     return Plan(config, out, tuple(pools), tuple(keyed), fresh, tuple(signals), weights)
+
+
+def _labels(pools: Sequence[PoolIndex]) -> list[str]:
+    """The names of all labels."""
+    return sorted({label for pool in pools for label in pool.mapping.labels})
+
+
+def _check_selection(config: Config, signals: Sequence[str], labels: Sequence[str]) -> None:
+    """Hold strata and baselines against the signals and labels that there are."""
+    check_baselines(config.baselines, signals, labels)
+    if config.strata is not None and config.strata.by not in labels:
+        raise UsageError(
+            f"strata by {config.strata.by}: no pool has that label; expected one of: {', '.join(labels) or 'none'}, "
+            f"or name a column of the pool with --label {config.strata.by}=COLUMN"
+        )
 
 
 def _check_apart(out: Place, pool: Place) -> None:
@@ -256,6 +275,9 @@ def index_and_score(plan: Plan, progress: Progress, done: Done) -> Scored:
     with ExitStack() as stack:
         snapshot = _index(plan, stack, progress, done)
         check_rows(plan.out, snapshot, plan.config.max_error_rate)
+        strata, baselines = plan.config.strata, Baselines(plan.config.baselines)
+        for label in {*([strata.by] if strata else []), *baselines.labels()}:
+            check_groups(plan.out, snapshot, label)
         read = [item for item in plan.units if item[1] in done.read]
         counts: dict[str, Any] = {
             **_file_counts(plan.units, read),
@@ -296,7 +318,7 @@ def index_and_score(plan: Plan, progress: Progress, done: Done) -> Scored:
         {
             "tokenizer": plan.pools[0].tokenizer.identity,
             "fingerprints": [pool.fingerprint for pool in plan.pools],
-            "labels": sorted({label for pool in plan.pools for label in pool.mapping.labels}),
+            "labels": _labels(plan.pools),
         },
         recorded_config(plan.config),
         counts,
@@ -307,16 +329,20 @@ def index_and_score(plan: Plan, progress: Progress, done: Done) -> Scored:
 
 
 def rank_and_publish(
-    out: Place, scored: Scored, weights: Weights, budgets: Sequence[str], started: str, progress: Progress
+    out: Place, scored: Scored, weights: Weights, config: Config, started: str, progress: Progress
 ) -> tuple[RunRecord, Place]:
-    """Stages 3 and 4: a new run below `out`."""
+    """Stages 3 and 4: a new run below `out`. Of the configuration, budgets, strata and baselines count."""
     run_id = new_run_id()
     place = out.child("runs", run_id)
     begun = monotonic()
     stores = {name: ScoreStore.at(out, name, about["digest"], about["extras"]) for name, about in scored.stores.items()}
-    ranking = rank(out, scored.snapshot, stores, weights, budgets, place)
+    strata, baselines = config.strata, Baselines(config.baselines, config.seed)
+    ranking = rank(out, scored.snapshot, stores, weights, config.budgets, place, strata, baselines)
     excluded = sum(ranking.excluded.values())
-    progress.say(f"rank: {ranking.ranked:,} traces ranked, {excluded:,} left out")
+    inside = f" in {ranking.groups:,} groups of {strata.by}" if strata else ""
+    progress.say(f"rank: {ranking.ranked:,} traces ranked{inside}, {excluded:,} left out")
+    if strata and ranking.groups == 1:
+        progress.say(f"warning: all ranked traces have the same {strata.by}, or none; strata by it change nothing")
     if ranking.addressing["ranked"]:
         progress.say(f"warning: {ranking.addressing['ranked']:,} ranked questions speak to the judge; see report.html")
     record = RunRecord(
@@ -332,6 +358,8 @@ def rank_and_publish(
         budgets=ranking.budgets,
         addressing_judge=ranking.addressing,
         weights=weights.as_floats(),
+        strata={**strata.model_dump(), "groups": ranking.groups} if strata else None,
+        baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={**scored.seconds, "rank": monotonic() - begun},
     )
     write_report(out, place, record)
@@ -345,7 +373,7 @@ def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
     return connected(workers.address, cpus=cpus, logs=workers.logs)
 
 
-def try_cluster(plan: Plan) -> None:
+def try_cluster(plan: Plan, progress: Progress) -> None:
     """Hold a plan against the Ray cluster that it is meant for, if there is one, and write nothing.
 
     Raises:
@@ -353,13 +381,14 @@ def try_cluster(plan: Plan) -> None:
     """
     if cluster_address(plan.config.workers.address):
         with _ray(plan) as cluster:
-            _check_cluster(plan, cluster, None)
+            _check_cluster(plan, cluster, None, progress)
 
 
-def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None) -> None:
+def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None, progress: Progress) -> None:
     roots, tokenizer = [pool.root for pool in plan.pools], plan.pools[0].tokenizer
     workers = plan.config.workers
-    check_cluster(cluster, workers, out, roots, tokenizer, plan.signals)
+    for wait in check_cluster(cluster, workers, out, roots, tokenizer, plan.signals):
+        progress.say(f"note: {wait}")
 
 
 def _index(plan: Plan, stack: ExitStack, progress: Progress, done: Done) -> Snapshot:
@@ -367,13 +396,14 @@ def _index(plan: Plan, stack: ExitStack, progress: Progress, done: Done) -> Snap
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(plan.pool_uris, plan.units)
-    _check_cluster(plan, stack.enter_context(_ray(plan)), plan.out)
+    _check_cluster(plan, stack.enter_context(_ray(plan)), plan.out, progress)
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
     with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
         items = [{"unit": json.dumps(asdict(unit))} for unit, _ in plan.fresh]
         task, workers = partial(_index_item, plan.pools), plan.config.workers
-        for row in stream_tasks(items, task, workers.cpus_per_index_task, workers.index_resources):
+        cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
+        for row in stream_tasks(items, task, cpus, workers.index_resources, most):
             outcome = UnitOutcome(**json.loads(row["outcome"]))
             counted_by.add(outcome.counted_by)
             done.troubles.requests_repeated += outcome.repeated
@@ -448,7 +478,7 @@ def _judge(
         return
     cluster = stack.enter_context(_ray(plan))
     if not plan.fresh:  # otherwise it was checked before the first file was read
-        _check_cluster(plan, cluster, plan.out)
+        _check_cluster(plan, cluster, plan.out, progress)
     resources, custom = signal.resources(cluster.total("GPU")), plan.config.workers.index_resources
     judged = score_missing(plan.out, snapshot, signal, store, questions, pending, resources, custom, progress)
     total.join(judged)
@@ -496,15 +526,14 @@ def _read_scored(out: Place) -> Scored:
     place = out.child("index", "scored.json")
     if not place.exists():
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
-    again = "is damaged, or was left by another version; run `s2r score` with this --out again"
-    content = place.read_json()
-    if content is None or "snapshot" not in content:
-        raise UsageError(f"{place} {again}")
-    snapshot = snapshot_place(out, content.pop("snapshot")).read_bytes()
     try:
-        return Scored(Snapshot.from_json(snapshot), **content)
-    except TypeError as error:
-        raise UsageError(f"{place} was left by another version; run `s2r score` with this --out again") from error
+        content = place.read_json() or {}
+        return Scored(Snapshot.from_json(snapshot_place(out, content.pop("snapshot")).read_bytes()), **content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{place}, or the snapshot that it names, is damaged or was left by another version; run `s2r score` with "
+            "this --out again"
+        ) from error
 
 
 def summarize(plan: Plan) -> dict[str, Any]:

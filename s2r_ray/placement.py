@@ -66,12 +66,15 @@ def nodes_of_cluster() -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def check_demand(demand: Demand, nodes: Sequence[Node], *, autoscaling: bool, ask: bool) -> None:
+def check_demand(demand: Demand, nodes: Sequence[Node], *, autoscaling: bool, ask: bool) -> str:
     """Hold a demand against the cluster.
 
     Args:
         autoscaling: take it that nodes that are missing will come, unless Ray tells which may.
         ask: run the check on the nodes that live; connected to Ray.
+
+    Returns:
+        What nodes will have to be waited for, "" if for none.
 
     Raises:
         UsageError: there is not enough room, or a node with room cannot do the work. Says what was asked, what there is
@@ -88,6 +91,13 @@ def check_demand(demand: Demand, nodes: Sequence[Node], *, autoscaling: bool, as
     if faults:
         told = "; ".join(f"{_count(len(names))} ({', '.join(names[:3])}): {said}" for said, names in faults.items())
         raise UsageError(f"of {_count(len(asked))} with room for {demand.what}, these cannot run it: {told}")
+    living = [node for node in nodes if node.identity]
+    if sum(node.room(demand.needs) for node in living) < demand.least:
+        return (
+            f"no node yet for {demand.least} x {_wanted(demand)}; taken to come from an autoscaler. There is: "
+            f"{inventory(living)}"
+        )
+    return ""
 
 
 def may_grow(nodes: Sequence[Node], autoscaling: bool) -> bool:
@@ -95,13 +105,16 @@ def may_grow(nodes: Sequence[Node], autoscaling: bool) -> bool:
     return autoscaling and all(node.identity for node in nodes)
 
 
-def _too_little(demand: Demand, nodes: Sequence[Node], room: float) -> str:
+def _wanted(demand: Demand) -> str:
     needs = [f"{amount:g} {name}" for name, amount in demand.needs.items() if not name.startswith(_ACCELERATOR)]
     needs += [name.removeprefix(_ACCELERATOR) for name in demand.needs if name.startswith(_ACCELERATOR)]
-    wanted = f"{demand.what}, which takes {', '.join(needs)}"
-    found = f"no node of the cluster has room for {wanted}"
+    return f"{demand.what}, which takes {', '.join(needs)}"
+
+
+def _too_little(demand: Demand, nodes: Sequence[Node], room: float) -> str:
+    found = f"no node of the cluster has room for {_wanted(demand)}"
     if room:
-        found = f"the cluster has room for {room:g}, but {demand.least} are asked for, of {wanted}"
+        found = f"the cluster has room for {room:g}, but {demand.least} are asked for, of {_wanted(demand)}"
     missing = [name for name, amount in demand.needs.items() if not any(node.room({name: amount}) for node in nodes)]
     hint = "To judge on CPUs set workers.gpus_per_judge: 0. " if "GPU" in missing else ""
     return (

@@ -242,11 +242,27 @@ def _from_group(
         here = wanted.between(row, row + batch.num_rows)
         if len(here.rows):
             chosen = batch.take(pa.array(here.rows - row))
-            whole = pa.Table.from_batches([chosen]).replace_schema_metadata() if originals else None
+            whole = _plain(pa.Table.from_batches([chosen])) if originals else None
             yield Fetched(here.at, _samples_of_batch(here, chosen, texts), whole)
         row += batch.num_rows
         if row > wanted.rows[-1]:
             return
+
+
+def _plain(rows: pa.Table) -> pa.Table:
+    """The same with values in place of dictionary codes, and without what the writer says of the columns."""
+    schema = pa.schema([(field.name, _plain_type(field.type)) for field in rows.schema])
+    return rows.replace_schema_metadata().cast(schema)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _plain_type(field.type)) for field in kind])
+    return kind
 
 
 def _samples_of_batch(wanted: _Wanted, batch: pa.RecordBatch, texts: Mapping) -> pa.Table:

@@ -26,12 +26,15 @@ def check_cluster(
     pools: Sequence[Place],
     tokenizer: ModelRef,
     signals: Sequence[Signal],
-) -> None:
+) -> list[str]:
     """Hold what a run needs against the cluster; connected to Ray. On a Ray of our own no node has to be asked.
 
     Args:
         out: where an object is put that every node must see, and taken away again; None: nothing is.
         pools: their roots.
+
+    Returns:
+        What nodes will have to be waited for, a sentence each.
 
     Raises:
         UsageError: says what was asked, what there is and how to go on.
@@ -40,7 +43,8 @@ def check_cluster(
     with _sign(out) if ask and out else contextlib.nullcontext() as sign:
         task = {"CPU": max(1, workers.cpus_per_index_task), **workers.index_resources}
         look = partial(_look, sign, pools, tokenizer, None)
-        check_demand(Demand("a task that reads", task, 1, look), nodes, autoscaling=workers.autoscaling, ask=ask)
+        demand = Demand("a task that reads", task, 1, look)
+        waits = [check_demand(demand, nodes, autoscaling=workers.autoscaling, ask=ask)]
         for signal in signals:
             resources = signal.resources(cluster.total("GPU"))
             least = cpus_at_once(workers, resources)
@@ -51,7 +55,8 @@ def check_cluster(
                 )
             look = partial(_look, sign, (), None, signal)
             demand = Demand(f"a {signal.name} worker", resources.needs(), resources.workers[0], look)
-            check_demand(demand, nodes, autoscaling=workers.autoscaling, ask=ask)
+            waits.append(check_demand(demand, nodes, autoscaling=workers.autoscaling, ask=ask))
+    return [wait for wait in waits if wait]
 
 
 def cpus_at_once(workers: WorkersSection, resources: Resources) -> float:

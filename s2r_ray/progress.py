@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: the stage, rows done of how many, rate, time left.
 
-In a terminal a live bar; elsewhere (a job's log, a pipe) a plain line now and then. Always on standard error.
+In a terminal a live bar, as wide as it is; elsewhere (a job's log, a pipe) a plain line now and then. Always on
+standard error.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from s2r_ray.quiet import own_stream
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PLAIN_SECONDS = 10.0
 
@@ -69,19 +73,24 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = own_stream(stream or sys.stderr)
         self._quiet = quiet
+        self._terminal = terminal(self._stream)
 
     def say(self, text: str) -> None:
-        """One line for the person."""
-        if not self._quiet:
-            self._stream.write(text + "\n")
-            self._stream.flush()
+        """One line for the person; in a terminal it breaks between words, and stands above a bar."""
+        if self._quiet:
+            return
+        if self._terminal:
+            self._terminal.print(text)
+            return
+        self._stream.write(text + "\n")
+        self._stream.flush()
 
     @contextmanager
     def stage(self, name: str, unit: str, total: int) -> Iterator[Ticker]:
         """Show a stage until the block ends; the ticker takes what was done."""
         state = Stage(name, unit, total)
-        live = not self._quiet and self._stream.isatty()
-        ticker: Ticker = _LiveTicker(state, self._stream) if live else _PlainTicker(state, self)
+        live = None if self._quiet else self._terminal
+        ticker: Ticker = _LiveTicker(state, live) if live else _PlainTicker(state, self)
         with ticker:
             yield ticker
 
@@ -127,20 +136,21 @@ class _PlainTicker(Ticker):
 
 
 class _LiveTicker(Ticker):
-    """A bar drawn by rich."""
+    """A bar drawn by rich, as far as the words leave it room; at the end the seconds in its place."""
 
-    def __init__(self, state: Stage, stream: TextIO) -> None:
+    def __init__(self, state: Stage, console: Console) -> None:
         super().__init__(state)
-        from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
+        words = Column(no_wrap=True, overflow="ellipsis")
         self._bars = Bars(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            console=Console(file=stream),
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description}", table_column=words),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            console=console,
+            expand=True,
         )
         self._task = self._bars.add_task(state.line(), total=max(state.total, 1))
 
@@ -153,9 +163,19 @@ class _LiveTicker(Ticker):
         self._bars.update(self._task, completed=self.state.done, description=self.state.line())
 
     def __exit__(self, *exception: object) -> None:
-        if exception[0] is None and self.state.total == 0:
-            self._bars.update(self._task, completed=1)
+        if exception[0] is None:
+            done = f"{self.state.line()}, {_duration(self.state.seconds)}"
+            self._bars.update(self._task, completed=max(self.state.total, 1), description=done)
         self._bars.stop()
+
+
+def terminal(stream: TextIO) -> Console | None:
+    """For a stream that a person watches: rich's console, which takes text as it is. None for files and pipes."""
+    if not stream.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(file=stream, markup=False, emoji=False, highlight=False)
 
 
 def _duration(seconds: float) -> str:

@@ -29,8 +29,9 @@ class RunRecord:
     depends on and the names of its labels, `fingerprints` what each signal's scores depend on; `digests` are SHA-256 of
     the run's tables. A file is read if any part of it is new or was not readable before, reused otherwise; a unit is a
     file or a part of a large one. Questions are distinct ones. `addressing_judge` counts ranked rows, and rows of each
-    budget, whose question speaks to the judge; `<signal>_in_workers` are seconds summed over workers,
-    `<signal>_loading` those that the slowest took to load.
+    budget, whose question speaks to the judge; `strata` has the label inside of whose groups ranks were found, what
+    each group got of a budget, and how many groups there are; `baselines` the folder of each one's manifests;
+    `<signal>_in_workers` are seconds summed over workers, `<signal>_loading` those that the slowest took to load.
     """
 
     run_id: str
@@ -45,6 +46,8 @@ class RunRecord:
     budgets: dict[str, int] = field(default_factory=dict)
     addressing_judge: dict[str, int] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    strata: dict[str, Any] | None = None
+    baselines: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     finished: str = ""

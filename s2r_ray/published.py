@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from s2r_ray.candidate_table import CandidateTable
 from s2r_ray.candidates import Reason
-from s2r_ray.index import Snapshot
+from s2r_ray.index import Snapshot, label_column
 from s2r_ray.keys import hexadecimal
 
 RANKED = ("sample_id", "row", "generation", "question_key", "trace_tokens", "trace_tokens_unique")
@@ -21,10 +21,17 @@ LEFT_OUT = ("sample_id", "row", "generation", "question_key", "reason", "detail"
 
 
 def ranked_rows(
-    index: pa.Table, units: npt.NDArray[np.int32], snapshot: Snapshot, numbers: Mapping[str, npt.NDArray[np.float64]]
+    index: pa.Table,
+    units: npt.NDArray[np.int32],
+    snapshot: Snapshot,
+    numbers: Mapping[str, npt.NDArray[np.float64]],
+    stratum: str | None,
 ) -> pa.Table:
-    """Ranked rows. `index`: their columns RANKED, [n]; `units`: the unit of each, [n]; `numbers`: scores and ranks."""
+    """Ranked rows. `index`: their columns RANKED, [n]; `units`: the unit of each, [n]; `numbers`: scores and ranks;
+    `stratum`: the label, another column of `index`, inside of whose groups ranks are."""
     columns = _location(index, units, snapshot)
+    if stratum is not None:
+        columns["stratum"] = index[label_column(stratum)]
     columns |= {name: pa.array(column) for name, column in numbers.items() if not name.startswith("rank_")}
     columns |= {name: index[name] for name in ("trace_tokens", "trace_tokens_unique")}
     columns |= {name: pa.array(column) for name, column in numbers.items() if name.startswith("rank_")}

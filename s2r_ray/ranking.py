@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,16 @@ _JOINT_LIMIT = 1 << 62
 _WINDOW_BITS = 20
 _SHORT = 40
 _SHOWN = 5
+
+
+class Ranks(Protocol):
+    """The ranks of one signal."""
+
+    def doubled(self, block: NDArray[Any], /) -> NDArray[np.int64]:
+        """Twice the rank of each value, int64[n]."""
+
+
+R = TypeVar("R", bound=Ranks)
 
 
 class Takeable(Protocol):
@@ -331,12 +341,22 @@ class RankedBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class JointRanker:
-    """Ranks blocks of rows by all signals at once. Holds some 24 bytes per distinct value of each signal."""
+class JointRanker(Generic[R]):
+    """Ranks blocks of rows by all signals at once. Holds some 24 bytes per distinct value of each signal.
 
-    tables: Mapping[str, RankTable]
+    Making one raises UsageError when the joint rank of so many rows would not fit in 64 bits.
+    """
+
+    tables: Mapping[str, R]
     weights: Weights
     rows: int
+
+    def __post_init__(self) -> None:
+        if self.largest_joint >= _JOINT_LIMIT:
+            raise UsageError(
+                f"weights {self.weights.as_floats()} over {self.rows:,} rows do not fit in 64 bits; "
+                "write them with fewer decimals"
+            )
 
     @property
     def denominator(self) -> int:
@@ -373,7 +393,7 @@ class JointRanker:
         return joint / self.denominator
 
 
-def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRanker:
+def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRanker[RankTable]:
     """rank_j = Σ w_s * rank_s, rank 1 = largest (arXiv 2505.17266, which adds ranks, not scores).
 
     `counts` may have signals without a weight: they are ranked, and do not move the joint rank. Raises
@@ -387,13 +407,7 @@ def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRa
     if len(set(rows.values())) != 1:
         raise S2RError(f"signals were counted over different rows: {rows}; every ranked row needs every signal")
     tables = {name: average_ranks(part, "descending", name) for name, part in counts.items()}
-    ranker = JointRanker(tables, weights, next(iter(rows.values())))
-    if ranker.largest_joint >= _JOINT_LIMIT:
-        raise UsageError(
-            f"weights {weights.as_floats()} over {ranker.rows:,} rows do not fit in 64 bits; "
-            "write them with fewer decimals"
-        )
-    return ranker
+    return JointRanker(tables, weights, next(iter(rows.values())))
 
 
 # --- budgets, the cut-off and the order -----------------------------------------------------------

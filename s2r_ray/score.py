@@ -25,6 +25,10 @@ from s2r_ray.store import ScoreStore
 from s2r_ray.tables import DamagedError, read_ahead, read_own
 from s2r_ray.worker import DETAIL_CHARACTERS, SignalWorker, score_table
 
+_SHARES = 24
+"""Items that each worker's share of what is left is cut into: one ten times slower than the rest, which holds the item
+it works on and the next, then still ends with them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Questions:
@@ -85,9 +89,8 @@ class Judged:
     prompt_tokens: int = 0
 
     def join(self, later: Judged) -> None:
-        """Take in what a later pass over the same questions did; `reused` becomes that pass's."""
+        """Take in what a later pass over the same questions did. `reused` is of one pass and stays as it is."""
         self.judged += later.judged
-        self.reused = later.reused
         self.faults += later.faults
         self.seconds += later.seconds
         self.worker_seconds += later.worker_seconds
@@ -154,7 +157,7 @@ def score_missing(
         while len(left):
             # After a restart a question may be to blame: go round it from the other side, and narrow down where it is.
             batch = min(resources.batch, math.ceil(len(left) / 8)) if judged.restarts else resources.batch
-            items = work_items(snapshot, left, batch)[:: -1 if judged.restarts % 2 else 1]
+            items = work_items(snapshot, left, batch, resources.workers[1])[:: -1 if judged.restarts % 2 else 1]
             before = ticker.state.done
             try:
                 for result in stream_actors(items, load, SignalWorker, arguments, resources, load_custom):
@@ -186,21 +189,26 @@ def _give_up(
     out: Place, snapshot: Snapshot, signal: Signal, store: ScoreStore, left: Pending, error: WorkersLostError
 ) -> None:
     """The one question that is left takes every worker with it: it has failed, until the next run tries it again."""
-    table = load_questions(out, work_items(snapshot, left, 1)[0])
+    table = load_questions(out, work_items(snapshot, left, 1, 1)[0])
     subject = Subject(table["key"][0].as_py(), table["question"][0].as_py())
     fault = Fault(Status.FAILED, f"its worker died each time: {error}"[:DETAIL_CHARACTERS])
     nothing = Scores(np.zeros(1), {name: np.zeros(1) for name in signal.extras}, {0: fault})
     store.append(score_table(signal, [subject], nothing))
 
 
-def work_items(snapshot: Snapshot, pending: Pending, batch: int) -> list[dict[str, Any]]:
-    """Cut the pending questions into items of `batch`: which units to open and which of their questions to take.
+def work_items(snapshot: Snapshot, pending: Pending, batch: int, workers: int) -> list[dict[str, Any]]:
+    """Cut the pending questions into items for so many workers: which units to open, which of their questions to take.
 
-    `rows` are bytes of int32 in the machine's order: as numbers of Python's they would take ten times the memory.
+    An item has `batch` questions; towards the end, where several workers share what is left, fewer, down to an eighth:
+    a slow one then holds the others up for less (guided self-scheduling, Polychronopoulos and Kuck 1987). `rows` are
+    bytes of int32 in the machine's order: as numbers of Python's they would take ten times the memory.
     """
-    items = []
-    for start in range(0, len(pending), batch):
-        places = pending.places[start : start + batch]
+    items: list[dict[str, Any]] = []
+    start = 0
+    while start < len(pending):
+        share = math.ceil((len(pending) - start) / (_SHARES * workers)) if workers > 1 else batch
+        places = pending.places[start : start + min(batch, max(share, batch // 8, 1))]
+        start += len(places)
         units, first = np.unique(np.searchsorted(pending.starts, places, side="right") - 1, return_index=True)
         parts = zip(units, np.split(places, first[1:]), strict=True)
         rows = [(part - pending.starts[unit]).astype(np.int32).tobytes() for unit, part in parts]

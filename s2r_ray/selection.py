@@ -16,16 +16,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from s2r_ray.baselines import Baselines, baseline_order, baseline_place
 from s2r_ray.candidate_table import CandidateTable, load_candidates, read_units, take_rows
 from s2r_ray.errors import S2RError
+from s2r_ray.groups import StratifiedRanker, rank_inside, read_groups
 from s2r_ray.index import Snapshot
 from s2r_ray.keys import Places
 from s2r_ray.parts import Parts
 from s2r_ray.published import LEFT_OUT, RANKED, left_out_rows, ranked_rows, unreadable_files
-from s2r_ray.ranking import JointRanker, ValueCounter, Weights, budget_size, joint_ranker, order_rows, select_top
+from s2r_ray.ranking import (
+    JointRanker,
+    RankTable,
+    ValueCounter,
+    Weights,
+    budget_size,
+    joint_ranker,
+    order_rows,
+    select_top,
+)
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
+from s2r_ray.strata import Share, Strata, fill
 from s2r_ray.tables import WRITTEN, release_memory
 
 _WRITTEN_ROWS = 1 << 15
@@ -33,6 +45,7 @@ _MANIFEST_ROWS = 1 << 20
 _SHOWN = 20
 _NO_ROWS = pa.schema([("file", pa.string()), ("question_key", pa.string())]).empty_table()
 _LAST = np.iinfo(np.int64).max
+NO_BASELINES = Baselines()
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Ranking:
     `indexed`: rows of the index, and one for each unreadable file; `ranked`: rows that compete; `excluded`: the
     others by reason; `budgets`: how many rows each selects; `top`: the first rows in order of rank, with their
     position. `addressing`: how many ranked rows, and how many of each budget, have a question that speaks to the
-    judge; `addressing_top`: the first of them in order of rank.
+    judge; `addressing_top`: the first of them in order of joint rank. `groups`: how many strata there are, 0 without.
     """
 
     indexed: int
@@ -52,6 +65,7 @@ class Ranking:
     top: pa.Table
     addressing: dict[str, int]
     addressing_top: pa.Table
+    groups: int
 
 
 def rank(
@@ -61,13 +75,18 @@ def rank(
     weights: Weights,
     budgets: Sequence[str],
     run: Place,
+    strata: Strata | None = None,
+    baselines: Baselines = NO_BASELINES,
 ) -> Ranking:
-    """Rank the snapshot's candidates and write `ranking/`, `manifests/` and `excluded.parquet` below `run`.
+    """Rank the snapshot's candidates and write `ranking/`, `manifests/`, `baselines/` and `excluded.parquet` below
+    `run`.
 
     Args:
         stores: every signal that has a store, by name.
         weights: over the names of those signals and of INDEX_SIGNALS.
         budgets: shares in per cent.
+        strata: rank inside of groups, and fill budgets group by group.
+        baselines: other orders of the same candidates, cut at the same budgets.
 
     Raises:
         S2RError: nothing is left to rank, or a candidate has no score at all.
@@ -79,20 +98,30 @@ def rank(
     if not ranked:
         reasons = ", ".join(f"{name}: {count:,}" for name, count in candidates.count_reasons().items())
         raise S2RError(f"nothing to rank: all {len(candidates):,} candidates were left out ({reasons})")
-    index = _Index(out, snapshot, candidates.starts)
-    ranker = _ranker(candidates, stores, weights)
+    index = _Index(out, snapshot, candidates.starts, strata.by if strata else None)
+    ranker, groups = _ranker(index, candidates, [*stores, *INDEX_SIGNALS], weights)
+    strata_groups = len(groups)
     sizes = {budget: budget_size(ranked, budget) for budget in budgets}
-    order, marked = _best(index, candidates, ranker, max(sizes.values()))
+    order, marked = _best(index, candidates, ranker, max(sizes.values()), groups, strata.share if strata else None)
+    del groups
     addressing = {"ranked": int((candidates.addresses_judge & ~candidates.left_out).sum())}
     addressing |= {budget: int(candidates.addresses_judge[order[:size]].sum()) for budget, size in sizes.items()}
     release_memory()
     excluded = _write_ranking(index, candidates, ranker, run)
     addressing_top = index.rows(marked, _numbers(ranker, candidates.values(marked))) if len(marked) else _NO_ROWS
+    for name in baselines.names:
+        other = baseline_order(name, baselines.seed, out, snapshot, candidates, index, max(sizes.values()))
+        places = {budget: baseline_place(run, name, budget) for budget in budgets}
+        _write_manifests(index, other, candidates.values(other), ranker, sizes, places)
+        del other
+        release_memory()
     indexed, chosen = candidates.indexed + len(snapshot.unreadable), candidates.values(order)
     del candidates  # what is written from here on is read from the index again
     release_memory()
-    top = _write_manifests(index, order, chosen, ranker, sizes, run)
-    return Ranking(indexed, ranked, excluded, sizes, top, addressing, addressing_top)
+    top = _write_manifests(
+        index, order, chosen, ranker, sizes, {budget: manifest_place(run, budget) for budget in budgets}
+    )
+    return Ranking(indexed, ranked, excluded, sizes, top, addressing, addressing_top, strata_groups)
 
 
 def manifest_place(run: Place, budget: str) -> Place:
@@ -100,33 +129,51 @@ def manifest_place(run: Place, budget: str) -> Place:
     return run.child("manifests", f"top-{budget}pct.parquet")
 
 
-def _ranker(candidates: CandidateTable, signals: Mapping[str, Any], weights: Weights) -> JointRanker:
-    counters = {name: ValueCounter(name) for name in (*signals, *INDEX_SIGNALS)}
+def _ranker(
+    index: _Index, candidates: CandidateTable, signals: Sequence[str], weights: Weights
+) -> tuple[JointRanker[RankTable] | StratifiedRanker, list[Places]]:
+    """What ranks rows, and the groups inside of which it does; none without strata."""
+    if index.stratum is not None:
+        groups = read_groups(index.out, index.snapshot, candidates, index.stratum)
+        rank_inside(candidates, groups, signals)
+        return StratifiedRanker(signals, weights, len(candidates)), groups
+    counters = {name: ValueCounter(name) for name in signals}
     for rows in candidates.blocks():
         values = candidates.values(rows)
         for name, counter in counters.items():
             counter.add(values[name])
-    return joint_ranker({name: counter.counts() for name, counter in counters.items()}, weights)
+    return joint_ranker({name: counter.counts() for name, counter in counters.items()}, weights), []
 
 
-def _best(index: _Index, candidates: CandidateTable, ranker: JointRanker, k: int) -> tuple[Places, Places]:
+def _best(
+    index: _Index,
+    candidates: CandidateTable,
+    ranker: JointRanker[RankTable] | StratifiedRanker,
+    k: int,
+    groups: Sequence[Places],
+    share: Share | None,
+) -> tuple[Places, Places]:
     """The k best candidates, best first, and the best few of those whose question speaks to the judge.
 
-    Equal ones come by sample id, then location.
+    Equal ones come by the longer trace, then by sample id, then location. With a `share`, the k are those that fill
+    `groups`.
     """
     joint = np.full(len(candidates), _LAST, np.int64)
     for rows in candidates.blocks():
         joint[rows] = ranker.rank(candidates.values(rows)).joint
-    order = order_rows(select_top(joint, k), joint, candidates.length, index, k=k)
     marked = np.flatnonzero(candidates.addresses_judge & ~candidates.left_out)
     shown = min(_SHOWN, len(marked))
     if shown:
         marked = marked[select_top(joint[marked], shown)]
         marked = order_rows(marked, joint, candidates.length, index, k=shown)
-    return order, marked
+    if share is not None:
+        return fill(groups, joint, candidates.length, index, k, share), marked
+    return order_rows(select_top(joint, k), joint, candidates.length, index, k=k), marked
 
 
-def _numbers(ranker: JointRanker, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float64]]:
+def _numbers(
+    ranker: JointRanker[RankTable] | StratifiedRanker, values: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[np.float64]]:
     """Scores and ranks as published, from the values of rows, in their order."""
     block = ranker.rank(values)
     numbers = {name: column for name, column in values.items() if name not in INDEX_SIGNALS}
@@ -136,11 +183,18 @@ def _numbers(ranker: JointRanker, values: Mapping[str, npt.NDArray[Any]]) -> dic
 
 @dataclass(frozen=True)
 class _Index:
-    """What the index knows of the candidates and is read only when asked for; `starts` as in CandidateTable."""
+    """What the index knows of the candidates and is read only when asked for; `starts` as in CandidateTable, `stratum`
+    the label that makes groups."""
 
     out: Place
     snapshot: Snapshot
     starts: Places
+    stratum: str | None
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that published rows have."""
+        return [] if self.stratum is None else [self.stratum]
 
     def take(self, positions: Any, /) -> pa.Array:
         """Sample ids of the candidates at these positions, in this order."""
@@ -149,11 +203,13 @@ class _Index:
 
     def rows(self, positions: Places, numbers: Mapping[str, npt.NDArray[np.float64]]) -> pa.Table:
         """Ranked rows as published, in this order; `numbers` are theirs."""
-        index = take_rows(self.out, self.snapshot, self.starts, positions, RANKED)
-        return ranked_rows(index, index["unit"].to_numpy(), self.snapshot, numbers)
+        index = take_rows(self.out, self.snapshot, self.starts, positions, RANKED, self.labels)
+        return ranked_rows(index, index["unit"].to_numpy(), self.snapshot, numbers, self.stratum)
 
 
-def _write_ranking(index: _Index, candidates: CandidateTable, ranker: JointRanker, run: Place) -> dict[str, int]:
+def _write_ranking(
+    index: _Index, candidates: CandidateTable, ranker: JointRanker[RankTable] | StratifiedRanker, run: Place
+) -> dict[str, int]:
     """Write `ranking/` and `excluded.parquet` in location order; return how many rows were left out by reason."""
     snapshot = index.snapshot
     units = range(len(snapshot.units))
@@ -165,14 +221,15 @@ def _write_ranking(index: _Index, candidates: CandidateTable, ranker: JointRanke
         rejects = Parts(run, "excluded.parquet")
         stack.push(rejects.finish)
         rejects.add(unreadable_files(snapshot))
-        for unit, whole in zip(units, read_units(index.out, snapshot, units, columns), strict=True):
+        tables = read_units(index.out, snapshot, units, columns, index.labels)
+        for unit, whole in zip(units, tables, strict=True):
             for start in range(0, whole.num_rows, _WRITTEN_ROWS):
                 part = whole.slice(start, _WRITTEN_ROWS)
                 candidate = np.flatnonzero(part["reason"].is_null().to_numpy())
                 kept = np.flatnonzero(~candidates.left_out[first : first + len(candidate)])
                 rows, at = part.take(pa.array(candidate[kept])), np.full(len(kept), unit, np.int32)
                 numbers = _numbers(ranker, candidates.values(first + kept))
-                ranking.add(ranked_rows(rows, at, snapshot, numbers))
+                ranking.add(ranked_rows(rows, at, snapshot, numbers, index.stratum))
                 rejects.add(left_out_rows(part, unit, snapshot, candidates, first))
                 first += len(candidate)
     return rejects.counted
@@ -182,9 +239,9 @@ def _write_manifests(
     index: _Index,
     order: Places,
     chosen: Mapping[str, npt.NDArray[Any]],
-    ranker: JointRanker,
+    ranker: JointRanker[RankTable] | StratifiedRanker,
     sizes: Mapping[str, int],
-    run: Place,
+    places: Mapping[str, Place],
 ) -> pa.Table:
     """Write the first rows of the order for each budget, `chosen` being their values; return those a report shows."""
     with ExitStack() as stack:
@@ -198,7 +255,7 @@ def _write_manifests(
                 top = rows.slice(0, _SHOWN).take(pa.array(np.arange(min(_SHOWN, len(block)))))
             for budget, size in sizes.items():
                 if budget not in writers:
-                    sink = stack.enter_context(manifest_place(run, budget).open_output())
+                    sink = stack.enter_context(places[budget].open_output())
                     writers[budget] = stack.enter_context(pq.ParquetWriter(sink, rows.schema, **WRITTEN))
                 if size > start:
                     writers[budget].write_table(rows.slice(0, size - start))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from s2r_ray.baselines import baseline_place
 from s2r_ray.diff import ENTERED, LEFT, BudgetDiff, Diff
 from s2r_ray.printable import one_line
 from s2r_ray.publish import RunRecord
@@ -30,6 +31,10 @@ def run_summary(record: RunRecord, place: Place) -> dict[str, Any]:
         "run": place.uri,
         "report": place.child("report.html").uri,
         "manifests": {budget: manifest_place(place, budget).uri for budget in record.budgets},
+        "baselines": {
+            name: {budget: baseline_place(place, name, budget).uri for budget in record.budgets}
+            for name in record.baselines
+        },
         "counts": record.counts,
         "excluded": record.excluded,
         "budgets": record.budgets,
@@ -61,6 +66,8 @@ def top_table(record: RunRecord, place: Place) -> str:
     sink.write("\n")
     for budget, size in record.budgets.items():
         sink.write(f"top {budget:>4} %  {size:>9,} samples  {manifest_place(place, budget).uri}\n")
+    for folder in record.baselines.values():
+        sink.write(f"baseline    {place.child(folder).uri}\n")
     sink.write(f"report      {place.child('report.html').uri}\n")
     return sink.getvalue()
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -74,6 +75,25 @@ def s2r(*arguments: str | Path, timeout: float = 120, without: tuple[str, ...] =
         check=False,
     )
     return Said(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
+def s2r_interrupted(*arguments: str | Path, at: str, times: int = 1) -> Said:
+    """The real entry point, with Ctrl-C (to all of its processes, as a terminal does) once a line of standard error
+    begins so; `seconds` are those from then to its end."""
+    command = [str(Path(sys.executable).parent / "s2r"), *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        assert process.stderr
+        lines: list[str] = []
+        while not (lines and lines[-1].startswith(at)):
+            lines.append(process.stderr.readline())
+            assert lines[-1], f"{at!r} did not come: {lines}"
+        started = time.monotonic()
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+        out, err = process.communicate(timeout=60)
+        return Said(process.returncode, out, "".join(lines) + err, time.monotonic() - started)
 
 
 def s2r_inside(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from s2r_ray.index import Snapshot
 from s2r_ray.near_cutoff import NearCutoff
 from s2r_ray.noise import Noise, read_noise
-from s2r_ray.ranking import JointRanker, ValueCounter, ValueCounts, joint_ranker, parse_weights
+from s2r_ray.ranking import JointRanker, RankTable, ValueCounter, ValueCounts, joint_ranker, parse_weights
 from s2r_ray.report.cutoffs import Doubled, OverlapCounter, Overlaps, Scale, find_cutoffs, own_scale, weight_scales
 from s2r_ray.report.labelled import NO_INDEX, IndexColumns, index_columns, labelled_rows
 from s2r_ray.report.membership import Levels, Membership
@@ -150,7 +150,7 @@ def _judged(run: StoredRun) -> str | None:
     return "difficulty" if "difficulty" in judged else next(iter(judged), None)
 
 
-def _doubled(values: Mapping[str, npt.NDArray[Any]], ranker: JointRanker) -> dict[str, Ints]:
+def _doubled(values: Mapping[str, npt.NDArray[Any]], ranker: JointRanker[RankTable]) -> dict[str, Ints]:
     return {name: ranker.tables[name].doubled(column) for name, column in values.items()}
 
 
@@ -159,7 +159,7 @@ class _Blocks:
     """The doubled ranks of all rows, read anew each time they are gone through."""
 
     run: StoredRun
-    ranker: JointRanker
+    ranker: JointRanker[RankTable]
 
     def __iter__(self) -> Iterator[Doubled]:
         columns = self.run.signals
@@ -276,7 +276,7 @@ class _Margins:
 
 
 def _cutoffs(
-    run: StoredRun, counts: Mapping[str, ValueCounts], ranker: JointRanker, judged: str | None
+    run: StoredRun, counts: Mapping[str, ValueCounts], ranker: JointRanker[RankTable], judged: str | None
 ) -> tuple[_Margins, OverlapCounter | None]:
     """The run's own cut-offs, and those of other weights."""
     sizes = [size for _, size in run.budgets]
@@ -310,7 +310,7 @@ def _noise_of(run: StoredRun, signal: str) -> Noise | None:
 
 
 def _frontiers(
-    counts: Mapping[str, ValueCounts], ranker: JointRanker, judged: str | None, margins: _Margins
+    counts: Mapping[str, ValueCounts], ranker: JointRanker[RankTable], judged: str | None, margins: _Margins
 ) -> Iterator[tuple[Floats, Floats]]:
     """For each budget the least length that is selected at some values of the judged signal; none where other signals
     have a weight, too."""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from s2r_ray.baselines import Baselines
 from s2r_ray.candidates import Guards
 from s2r_ray.cluster import connected, stream_actors
 from s2r_ray.config import load_config
@@ -39,6 +40,7 @@ from s2r_ray.selection import rank
 from s2r_ray.signals.base import Resources
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
+from s2r_ray.strata import Strata
 from s2r_ray.tables import write_table
 from tests.benchmarks.table import Row, show
 from tests.fakes import HashJudge
@@ -184,11 +186,19 @@ def select(plan: Plan) -> None:
     rank(plan.out, snapshot_of(plan), stores, plan.weights, plan.config.budgets, run)
 
 
+def compare(plan: Plan) -> None:
+    """Rank inside of groups, and write all baselines too."""
+    stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
+    run, names = plan.out.child("runs", "compare"), ("random", "longest", "shortest", "difficulty", "stratified:source")
+    snapshot, budgets = snapshot_of(plan), plan.config.budgets
+    rank(plan.out, snapshot, stores, plan.weights, budgets, run, Strata(by="source"), Baselines(names))
+
+
 def night(plan: Plan) -> None:
     """All of a run with nothing to do: find, check, rank, write, report and publish."""
     quiet = Progress(quiet=True)
     scored = index_and_score(plan, quiet, Done())
-    rank_and_publish(plan.out, scored, plan.weights, plan.config.budgets, "2026-11-21", quiet)
+    rank_and_publish(plan.out, scored, plan.weights, plan.config, "2026-11-21", quiet)
 
 
 def first(plan: Plan) -> dict[str, float]:
@@ -202,7 +212,7 @@ def first(plan: Plan) -> dict[str, float]:
     pending = questions.pending(np.zeros(len(questions.keys), np.bool_))
     handed, most = 0, 0.0
     with connected(None):
-        items = work_items(snapshot_of(plan), pending, BATCH)
+        items = work_items(snapshot_of(plan), pending, BATCH, 1)
         capacity = ray.cluster_resources()["object_store_memory"]
         for number, result in enumerate(stream_actors(items, load_nothing, Idle, (), Resources(cpus=0.5), {})):
             handed += result["scored"]
@@ -229,6 +239,7 @@ STEPS: dict[str, Callable[[Plan], dict[str, float] | None]] = {
     "find": find,
     "check": check,
     "rank": select,
+    "compare": compare,
     "night": night,
     "first": first,
 }
@@ -236,6 +247,7 @@ NAMES = {
     "find": "find what to judge, all judged",
     "check": "hold errors against the rate",
     "rank": "rank and write",
+    "compare": "rank inside of groups, and write five baselines too",
     "night": "whole night with nothing to judge",
     "first": "find what to judge, nothing judged, and hand it to Ray",
 }

@@ -258,6 +258,7 @@ def test_the_configuration_runs_on_this_cluster(node_types: dict[str, Any]) -> N
     assert fits(judge, cpu["resources"]) == 0
     assert fits(index, cpu["resources"]) == cpu["resources"]["CPU"], "all cores of a CPU node read the pool"
     assert fits(index, gpu["resources"]) == 0, "reading the pool would hold a GPU node"
+    assert workers.index_tasks_max == cpu["max_workers"] * fits(index, cpu["resources"]), "more start GPU nodes"
     assert head["resources"]["CPU"] == 0
     assert (cpu["min_workers"], gpu["min_workers"]) == (1, 0)
 

@@ -27,7 +27,7 @@ OTHERS = {
     "ray_node_gpus_utilization",
     "ray_node_gram_used",
 }
-KUBERNETES = {"kube_cronjob_status_last_successful_time"}
+KUBERNETES = {"kube_cronjob_created", "kube_cronjob_status_last_successful_time"}
 
 
 def exported() -> set[str]:
@@ -118,6 +118,7 @@ def test_alerts_say_what_and_come_after_what_heals_itself() -> None:
     assert int(limit) > load_config(str(DEPLOY / "config.yaml"), {}).workers.hang_seconds
     job = next(found for found in documents("kuberay/cronjob.yaml") if found["kind"] == "CronJob")
     assert f'cronjob="{job["metadata"]["name"]}"' in rules["S2RNightMissed"]["expr"]
+    assert "kube_cronjob_created" in rules["S2RNightMissed"]["expr"], "nothing is told before the first success"
 
 
 def test_the_scrape_finds_all_ray_pods() -> None:

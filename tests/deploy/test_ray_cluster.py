@@ -68,6 +68,7 @@ def test_the_configuration_runs_on_this_cluster() -> None:
     gpu, cpu = TYPES["gpu"], TYPES["cpu"]
     assert gpu["max_workers"] * fits(judge, gpu["resources"]) >= workers.judges_max
     assert fits(index, cpu["resources"]) == cpu["resources"]["CPU"]
+    assert workers.index_tasks_max == cpu["max_workers"] * fits(index, cpu["resources"])
     assert fits(index, gpu["resources"]) == 0
     assert fits(judge, cpu["resources"]) == 0
     assert CLUSTER["max_workers"] >= cpu["max_workers"] + gpu["max_workers"]

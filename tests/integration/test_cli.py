@@ -16,7 +16,7 @@ import pytest
 from s2r_ray.signals import SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.synth import make_rows, write_pool
-from tests.command import Said, assert_left_behind, assert_told, listing, results, s2r, s2r_inside
+from tests.command import Said, assert_left_behind, assert_told, listing, results, s2r, s2r_inside, s2r_interrupted
 from tests.fakes import HashJudge
 
 BUDGETS = ["2", "5", "10"]
@@ -313,6 +313,23 @@ def test_nothing_to_rank(inside: Callable[..., Said], work: Work, tmp_path: Path
     assert_told(told, 1, "nothing to rank", "guards")
     assert not (tmp_path / "out" / "runs").exists()
     assert not (tmp_path / "out" / "latest.json").exists()
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("stage", "times"), [("index", 2), ("difficulty", 1)])
+def test_ctrl_c(stage: str, times: int, work: Work, tmp_path: Path) -> None:
+    """Would catch a run that goes on for minutes after Ctrl-C, that ends in the tracebacks of Ray and its workers
+    (also when somebody presses it again), or that does not say what is kept."""
+    out = tmp_path / "out"
+    if stage == "difficulty":
+        shutil.copytree(work.out / "index", out / "index")
+    told = s2r_interrupted("run", *work.options(), "--out", out, at=f"{stage}: ", times=times)
+    assert_told(told, 130, "stopped", "kept", "run the same command again")
+    assert told.seconds < 45, "it takes 1 to 6 on a quiet machine"
+    assert not (out / "latest.json").exists()
 
 
 # --- what works -----------------------------------------------------------------------------------

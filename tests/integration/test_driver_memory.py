@@ -31,7 +31,7 @@ def test_work_items_are_small() -> None:
     """Would catch a list of numbers for each question, which for a new pool of 10 million takes a gigabyte."""
     snapshot = Snapshot(("pool",), tuple((Unit(0, str(unit), 1, "1"), f"unit-{unit}") for unit in range(3)))
     starts = np.array([0, 40_000, 40_000, 100_000])
-    items = work_items(snapshot, Pending(100_000, np.arange(100_000), starts), 512)
+    items = work_items(snapshot, Pending(100_000, np.arange(100_000), starts), 512, 1)
     held = [value for item in items for values in item.values() for value in values]
     assert {type(value) for value in held} == {str, bytes}
     assert sum(map(len, held)) < 5 * 100_000

@@ -72,11 +72,11 @@ class Site:
         assert said.returncode == 0, said.stdout + said.stderr
         return re.findall(r"Job '(raysubmit_\w+)' submitted", said.stdout + said.stderr)[0]
 
-    def get(self, path: str, body: bytes | None = None) -> Any:
-        """The dashboard's answer, to a POST if there is a body."""
+    def get(self, path: str) -> Any:
+        """The dashboard's answer."""
         token = (self.cluster.folder / "token").read_text()
         headers = {"Authorization": f"Bearer {token}"}
-        request = urllib.request.Request(self.cluster.dashboard + path, body, headers)
+        request = urllib.request.Request(self.cluster.dashboard + path, headers=headers)
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
@@ -145,7 +145,8 @@ def test_submit_stop_submit(site: Site) -> None:
         return len(site.out("stopped").child("scores").files()) > 3 and len(nodes) >= 1 and "s2r_prefill_tokens" in seen
 
     assert site.wait(first, far_enough) == "RUNNING", site.log(first)
-    assert site.get(f"/api/jobs/{first}/stop", b"")["stopped"]  # as `ray job stop`, which takes seconds to start
+    stopped = site.cluster.command("job", "stop", first)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert site.wait(first) == "STOPPED"
     assert "stopped; what was indexed and judged is kept" in site.log(first)
     assert not site.out("stopped").child("latest.json").exists()

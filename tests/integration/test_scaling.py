@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from s2r_ray import pipeline
+from s2r_ray.cluster import stream_tasks
 from s2r_ray.config import load_config
 from s2r_ray.progress import Progress
 from s2r_ray.signals.base import Resources, Scores, Subject
@@ -68,3 +69,21 @@ def test_workers_come_and_go(tmp_path: Path, tokenizer_dir: Path, monkeypatch: p
     pipeline.run(config, Progress(quiet=True), [Many(folder=str(pids))])
     assert LEAST < seen["judges"] <= MOST
     assert seen["free"] == 4, "resources that nobody gave back"
+
+
+def nap(item: dict[str, Any]) -> dict[str, Any]:
+    """When it began and ended."""
+    del item
+    began = time.time()
+    time.sleep(0.3)
+    return {"began": began, "ended": time.time()}
+
+
+def test_no_more_tasks_at_once_than_asked() -> None:
+    """Catches: a bound that Ray Data does not keep. Seen without one: an autoscaler whose CPU nodes are full starts GPU
+    nodes for the tasks that wait, although these cannot run there."""
+    for most, seen in ((None, range(2, 5)), (1, range(1, 2))):
+        done = list(stream_tasks([{"item": number} for number in range(12)], nap, 1, {}, most))
+        at_once = max(sum(other["began"] <= one["began"] < other["ended"] for other in done) for one in done)
+        assert len(done) == 12
+        assert at_once in seen

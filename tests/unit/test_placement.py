@@ -59,7 +59,14 @@ def test_what_does_not_fit(asked: Demand, said: list[str]) -> None:
         check_demand(asked, [SMALL, GPUS], autoscaling=False, ask=False)
     for part in said:
         assert part in str(error.value)
-    check_demand(asked, [SMALL, GPUS], autoscaling=True, ask=False)
+    waits = check_demand(asked, [SMALL, GPUS], autoscaling=True, ask=False)
+    assert "no node yet for " in waits
+    assert "There is: 1 node with 4 CPU" in waits
+
+
+def test_nothing_to_wait_for() -> None:
+    """Catches: a person who is told of nodes to come where all are there."""
+    assert not check_demand(demand({"GPU": 1}, 4), [SMALL, GPUS], autoscaling=True, ask=False)
 
 
 def test_judging_on_cpus_is_offered() -> None:
@@ -71,7 +78,11 @@ def test_judging_on_cpus_is_offered() -> None:
 def test_nodes_that_may_come_count() -> None:
     """Catches: a cluster that scales from zero refused because its GPU nodes are not there yet."""
     group = Node("gpus", {"CPU": 8, "GPU": 1}, count=2)
-    check_demand(demand({"CPU": 1, "GPU": 1}, 2), [SMALL, group], autoscaling=False, ask=True)
+    waits = check_demand(demand({"CPU": 1, "GPU": 1}, 2), [SMALL, group], autoscaling=False, ask=True)
+    assert waits == (
+        "no node yet for 2 x a judge, which takes 1 CPU, 1 GPU; taken to come from an autoscaler. There is: 1 node "
+        "with 4 CPU"
+    )
     for autoscaling in (False, True):  # the kinds that may come are known, so it makes no difference
         with pytest.raises(UsageError, match=r"2 nodes with .* that may come"):
             check_demand(demand({"CPU": 1, "GPU": 1}, 3), [SMALL, group], autoscaling=autoscaling, ask=True)

@@ -19,6 +19,7 @@ from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.ranking import (
     CutoffWindow,
     JointRanker,
+    RankTable,
     ValueCounter,
     average_ranks,
     budget_size,
@@ -69,7 +70,7 @@ def scipy_ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return rankdata([distinct[value] for value in values.tolist()], method="average")
 
 
-def ranker_of(columns: dict[str, np.ndarray[Any, Any]], weights: dict[str, Any]) -> JointRanker:
+def ranker_of(columns: dict[str, np.ndarray[Any, Any]], weights: dict[str, Any]) -> JointRanker[RankTable]:
     counts = {name: count_values(values, name) for name, values in columns.items()}
     return joint_ranker(counts, parse_weights(weights, list(columns)))
 

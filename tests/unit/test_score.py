@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, questions_place
 from s2r_ray.readers import Unit
-from s2r_ray.score import find_questions, load_questions, work_items
+from s2r_ray.score import Pending, find_questions, load_questions, work_items
 from s2r_ray.storage import Place
 from s2r_ray.tables import write_table
 
@@ -22,8 +22,9 @@ from s2r_ray.tables import write_table
     units=st.lists(st.lists(st.integers(0, 12), max_size=8, unique=True), max_size=5),
     done=st.sets(st.integers(0, 12)),
     batch=st.integers(1, 9),
+    workers=st.integers(1, 3),
 )
-def test_each_pending_question_once(units: list[list[int]], done: set[int], batch: int) -> None:
+def test_each_pending_question_once(units: list[list[int]], done: set[int], batch: int, workers: int) -> None:
     """Catches: a question judged twice or never, its neighbour's text judged in its place, units without questions
     that shift those after them, and work in another order than the pool's."""
     with tempfile.TemporaryDirectory() as folder:
@@ -41,8 +42,30 @@ def test_each_pending_question_once(units: list[list[int]], done: set[int], batc
         pending = questions.pending(settled)
         left = [number for number in asked if number not in done]
         assert (pending.distinct, len(pending)) == (len(asked), len(left))
-        tables = [load_questions(out, item) for item in work_items(snapshot, pending, batch)]
-        assert [table.num_rows for table in tables] == [min(batch, len(left) - at) for at in range(0, len(left), batch)]
+        tables = [load_questions(out, item) for item in work_items(snapshot, pending, batch, workers)]
+        if workers == 1:
+            sizes = [min(batch, len(left) - at) for at in range(0, len(left), batch)]
+            assert [table.num_rows for table in tables] == sizes
         found = [row for table in tables for row in table.to_pylist()]
         assert [row["question"] for row in found] == [f"question {number}" for number in left]
         assert [row["key"] for row in found] == [bytes([number]) * 16 for number in left]
+
+
+def test_items_become_smaller_when_workers_share_what_is_left() -> None:
+    """Catches: a slow worker that sits on whole batches while the others have nothing left to do, and many small
+    items where they help nobody."""
+    snapshot = Snapshot(("pool",), ((Unit(0, "0.parquet", 1, "1"), "fingerprint/0"),))
+    pending = Pending(100_000, np.arange(100_000), np.array([0, 100_000]))
+
+    def sizes(workers: int) -> list[int]:
+        items = work_items(snapshot, pending, 512, workers)
+        rows = [np.frombuffer(b"".join(item["rows"]), np.int32) for item in items]
+        assert np.array_equal(np.concatenate(rows), np.arange(100_000))
+        return [len(some) for some in rows]
+
+    assert set(sizes(1)[:-1]) == {512}
+    many = sizes(4)
+    assert many[:-1] == sorted(many, reverse=True)[:-1]
+    assert many[0] == 512
+    assert set(many[-20:-1]) == {64}
+    assert 512 * many.count(512) > 50_000

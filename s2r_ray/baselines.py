@@ -1,0 +1,118 @@
+"""What the selection is compared with: other orders of the same candidates.
+
+`random` and `stratified:LABEL` (random inside of each group, groups in proportion) depend on the seed, the samples'
+questions and traces, and the labels, on nothing else: not on files, rows, or the version of a library. `longest` and
+`shortest` go by tokens after repeat removal, and a signal's name, such as `difficulty`, by that signal alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from s2r_ray.candidate_table import CandidateTable, read_units
+from s2r_ray.errors import UsageError
+from s2r_ray.groups import read_groups
+from s2r_ray.index import Snapshot
+from s2r_ray.keys import Places, halves
+from s2r_ray.ranking import Ints, Takeable, ValueCounter, average_ranks, order_rows, select_top
+from s2r_ray.storage import Place
+from s2r_ray.strata import fill
+
+_STRATIFIED = "stratified"
+_LAST = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Which baselines a run makes, by name, and the seed of those that draw lots."""
+
+    names: tuple[str, ...] = ()
+    seed: int = 0
+
+    def labels(self) -> list[str]:
+        """The labels that they need."""
+        return [name.partition(":")[2] for name in self.names if name.startswith(f"{_STRATIFIED}:")]
+
+
+def check_baselines(names: Sequence[str], signals: Collection[str], labels: Collection[str]) -> None:
+    """Hold names against what there is.
+
+    Args:
+        signals: those that have scores; `labels`: those of the pools.
+
+    Raises:
+        UsageError: there is no such baseline.
+    """
+    known = ["random", "longest", "shortest", *signals]
+    for name in names:
+        kind, colon, label = name.partition(":")
+        if name not in known and not (kind == _STRATIFIED and label in labels):
+            possible = [*known, *(f"{_STRATIFIED}:{label}" for label in labels)]
+            more = "" if not colon or kind != _STRATIFIED else f"; name a column with --label {label or 'NAME'}=COLUMN"
+            raise UsageError(f"no baseline {name}; expected one of: {', '.join(possible)}{more}")
+
+
+def baseline_folder(name: str) -> str:
+    """Where in a run a baseline's manifests are."""
+    return f"baselines/{name.replace(':', '-')}"
+
+
+def baseline_place(run: Place, name: str, budget: str) -> Place:
+    """A baseline's manifest for a budget in per cent."""
+    return run.child(baseline_folder(name), f"top-{budget}pct.parquet")
+
+
+def baseline_order(
+    name: str, seed: int, out: Place, snapshot: Snapshot, candidates: CandidateTable, ids: Takeable, k: int
+) -> Places:
+    """The first k candidates of a baseline, in its order: int64[k]. Ties: the longer trace, then the sample id."""
+    label = name.partition(":")[2]
+    joint = _order(name, seed, out, snapshot, candidates)
+    if label:
+        groups = read_groups(out, snapshot, candidates, label)
+        return fill(groups, joint, candidates.length, ids, k, "proportional")
+    joint[candidates.left_out] = _LAST
+    return order_rows(select_top(joint, k), joint, candidates.length, ids, k=k)
+
+
+def _order(name: str, seed: int, out: Place, snapshot: Snapshot, candidates: CandidateTable) -> Ints:
+    """What to sort candidates by, least first: int64[n]. What it says of those that are left out means nothing."""
+    if name == "longest":
+        return -candidates.length.astype(np.int64)
+    if name == "shortest":
+        return candidates.length.astype(np.int64)
+    found = np.zeros(len(candidates), np.int64)
+    if name in candidates.scores:
+        column, counter = candidates.scores[name], ValueCounter(name)
+        for rows in candidates.blocks():
+            counter.add(column[rows])
+        table = average_ranks(counter.counts(), name=name)
+        for rows in candidates.blocks():
+            found[rows] = table.doubled(column[rows])
+        return found
+    start = 0
+    for index in read_units(out, snapshot, range(len(snapshot.units)), ["sample_key", "reason"]):
+        keys = index["sample_key"].filter(pc.is_null(index["reason"]))
+        found[start : start + len(keys)] = draw(keys, seed, name)
+        start += len(keys)
+    return found
+
+
+def draw(keys: pa.Array | pa.ChunkedArray, seed: int, purpose: str) -> Ints:
+    """A lot for each 16-byte key, int64[n] in [0, 2^62), another one for each seed and purpose.
+
+    The keys are hashes (see `content_key`); their first eight bytes go through a mixing function of 64 bits after a
+    secret was added, so that different keys have different lots but for the last two bits. The function is the
+    finalizer of SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014).
+    """
+    secret = hashlib.blake2b(purpose.encode(), digest_size=8, key=seed.to_bytes(8, "big")).digest()
+    lots = halves(keys)[0] ^ np.uint64(int.from_bytes(secret, "big"))
+    lots = (lots ^ (lots >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    lots = (lots ^ (lots >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((lots ^ (lots >> np.uint64(31))) >> np.uint64(2)).astype(np.int64)
