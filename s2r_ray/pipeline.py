@@ -362,7 +362,9 @@ def rank_and_publish(
         baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={**scored.seconds, "rank": monotonic() - begun},
     )
+    begun = monotonic()
     write_report(out, place, record)
+    record.seconds["report"] = monotonic() - begun
     publish(out, place, record)
     return record, place
 

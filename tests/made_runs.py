@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from s2r_ray.baselines import Baselines, baseline_folder
 from s2r_ray.candidates import Guards
 from s2r_ray.config import PoolSection
 from s2r_ray.index import (
@@ -32,9 +33,10 @@ from s2r_ray.publish import RunRecord, new_run_id, publish
 from s2r_ray.ranking import parse_weights
 from s2r_ray.readers import Unit, plan_units, pool_files
 from s2r_ray.report.stored import StoredRun
-from s2r_ray.selection import rank
+from s2r_ray.selection import NO_BASELINES, rank
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
+from s2r_ray.strata import Strata
 from s2r_ray.tables import read_own, write_own
 from tests.fakes import HashJudge
 
@@ -56,6 +58,8 @@ def made_run(
     weights: Mapping[str, str] | None = None,
     labels: Sequence[Sequence[str]] = (("kind", "source"), ("kind",)),
     noise: float | None = None,
+    strata: Strata | None = None,
+    baselines: Sequence[str] = (),
 ) -> StoredRun:
     """A run over so many candidates in random order of rows, and a tenth as many left out.
 
@@ -86,7 +90,8 @@ def made_run(
             f'{{"pairs": 64, "largest": {measured.largest}, "rms": {measured.rms}}}'.encode()
         )
     config = {"pools": [{"uri": uri} for uri in snapshot.pools]}
-    return ranked_run(out, snapshot, budgets, weights or {"difficulty": "0.25", "length": "0.75"}, config)
+    weights = weights or {"difficulty": "0.25", "length": "0.75"}
+    return ranked_run(out, snapshot, budgets, weights, config, strata, Baselines(tuple(baselines)))
 
 
 def pool_run(
@@ -112,14 +117,20 @@ def pool_run(
 
 
 def ranked_run(
-    out: Place, snapshot: Snapshot, budgets: Sequence[str], weights: Mapping[str, str], config: Mapping[str, Any]
+    out: Place,
+    snapshot: Snapshot,
+    budgets: Sequence[str],
+    weights: Mapping[str, str],
+    config: Mapping[str, Any],
+    strata: Strata | None = None,
+    baselines: Baselines = NO_BASELINES,
 ) -> StoredRun:
     """Rank what is stored and publish it with this configuration beside the weights."""
     run_id = new_run_id()
     place = out.child("runs", run_id)
     store = ScoreStore.at(out, JUDGE.name, fingerprint_digest(JUDGE.fingerprint()), JUDGE.extras)
     parsed = parse_weights(weights, ["difficulty", "length"])
-    ranking = rank(out, snapshot, {JUDGE.name: store}, parsed, budgets, place)
+    ranking = rank(out, snapshot, {JUDGE.name: store}, parsed, budgets, place, strata, baselines)
     record = RunRecord(
         run_id=run_id,
         started="2026-11-21T12:00:00+00:00",
@@ -141,6 +152,8 @@ def ranked_run(
         budgets=ranking.budgets,
         addressing_judge=ranking.addressing,
         weights=parsed.as_floats(),
+        strata={**strata.model_dump(), "groups": ranking.groups} if strata else None,
+        baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={"index": 2.0, "difficulty": 4.0, "difficulty_in_workers": 3.5, "difficulty_loading": 1.0, "rank": 0.5},
     )
     publish(out, place, record)
