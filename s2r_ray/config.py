@@ -110,7 +110,8 @@ class JudgeSection(_Section):
         "auto", description="Weights' type in the engine; auto: what the model states"
     )
     deterministic: bool = Field(
-        False, description="A score depends on its question alone, to the last bit; slower, see the README"
+        False,
+        description="A score depends on its question alone, to the last bit; slower, see «Same bits» in the reference",
     )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes")

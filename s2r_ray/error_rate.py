@@ -72,7 +72,7 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
         total,
         rate,
         "rows",
-        "Nothing was judged. Repair the rows or the column mapping (README, Presets)",
+        "Nothing was judged. Repair the rows or the column mapping (README, Your pool)",
     )
 
 

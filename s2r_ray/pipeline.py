@@ -530,8 +530,9 @@ def _read_scored(out: Place) -> Scored:
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
     try:
         content = place.read_json() or {}
-        return Scored(Snapshot.from_json(snapshot_place(out, content.pop("snapshot")).read_bytes()), **content)
-    except (KeyError, TypeError, ValueError) as error:
+        snapshot = snapshot_place(out, content.pop("snapshot"))
+        return Scored(Snapshot.from_json(snapshot.read_bytes()), **content)
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise UsageError(
             f"{place}, or the snapshot that it names, is damaged or was left by another version; run `s2r score` with "
             "this --out again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from s2r_ray.tables import open_parquet
 
 _ROWS = 10
 _DIFF_ROWS = 20
-_WIDTH = 100
+_MOST_WIDTH = 110
 _SHOWN_CHARACTERS = 34
 _NOT_SHOWN = {"pool", "file", "row", "generation", "question_key", "label_mass", "trace_tokens"}
 _TITLES = {"position": "#", "sample_id": "sample", "trace_tokens_unique": "unique tokens", "rank_joint": "joint"}
@@ -57,11 +58,15 @@ def top_table(record: RunRecord, place: Place) -> str:
     table = Table(box=None, pad_edge=False)
     for name in columns:
         title = _TITLES.get(name, name.replace("_", " "))
-        table.add_column(title, justify="left" if name == "sample_id" else "right", overflow="ellipsis", no_wrap=True)
+        if name == "sample_id":
+            table.add_column(title)  # gives way where the terminal is narrow
+        else:
+            table.add_column(title, justify="right", min_width=max(map(len, title.split())))
     for row in rows:
-        table.add_row(*(Text(_shown(row[name])) for name in columns))  # an id is no markup
+        shown = (_shown(row[name]) for name in columns)
+        table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in shown))  # an id is no markup
     sink = io.StringIO()
-    console = Console(file=sink, width=110)
+    console = Console(file=sink, width=_width())
     console.print(table)
     sink.write("\n")
     for budget, size in record.budgets.items():
@@ -70,6 +75,11 @@ def top_table(record: RunRecord, place: Place) -> str:
         sink.write(f"baseline    {place.child(folder).uri}\n")
     sink.write(f"report      {place.child('report.html').uri}\n")
     return sink.getvalue()
+
+
+def _width() -> int:
+    """Of a table in characters: no wider than the terminal that it is printed to, if it is printed to one."""
+    return min(_MOST_WIDTH, shutil.get_terminal_size((_MOST_WIDTH, 0)).columns)
 
 
 def _shown(value: Any) -> str:
@@ -109,7 +119,7 @@ def diff_text(diff: Diff) -> str:
     from rich.table import Table
 
     sink = io.StringIO()
-    console = Console(file=sink, width=_WIDTH, highlight=False, markup=False)
+    console = Console(file=sink, width=_width(), highlight=False, markup=False)
     head = Table(box=None, pad_edge=False)
     for title in ("", "before", "after"):
         head.add_column(title, overflow="ellipsis", no_wrap=True)

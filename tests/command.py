@@ -19,6 +19,8 @@ import pytest
 from s2r_ray.cli import main
 from s2r_ray.storage import Place
 
+ROOT = Path(__file__).resolve().parent.parent
+
 _LEFT_BEHIND = (
     r"index/[0-9a-f]{32}/[0-9a-f]{32}\.candidates\.parquet",
     r"index/[0-9a-f]{32}/[0-9a-f]{32}\.questions\.parquet",
@@ -121,6 +123,14 @@ def commands() -> dict[tuple[str, ...], Any]:
         return found
 
     return below((), typer.main.get_command(app))
+
+
+def documented() -> dict[str, set[str]]:
+    """The keys of each command's JSON as the reference has them."""
+    reference = (ROOT / "s2r_ray" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `s2r ([a-z ]+)` \| [^|]* \| (.*) \|$", reference, re.MULTILINE)
+    keys = {command: set(re.findall(r"`(\w+)`", cell)) for command, cell in rows}
+    return {command: found or keys["run"] - {"diff"} for command, found in keys.items()}
 
 
 def assert_told(said: Said, code: int, *parts: str) -> None:

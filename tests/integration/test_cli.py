@@ -16,7 +16,17 @@ import pytest
 from s2r_ray.signals import SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.synth import make_rows, write_pool
-from tests.command import Said, assert_left_behind, assert_told, listing, results, s2r, s2r_inside, s2r_interrupted
+from tests.command import (
+    Said,
+    assert_left_behind,
+    assert_told,
+    documented,
+    listing,
+    results,
+    s2r,
+    s2r_inside,
+    s2r_interrupted,
+)
 from tests.fakes import HashJudge
 
 BUDGETS = ["2", "5", "10"]
@@ -340,6 +350,7 @@ def test_json_is_one_object_and_nothing_else(work: Work) -> None:
     """Would catch Ray, the engine or progress writing to standard output, and a summary that names files that are
     not there."""
     summary = work.ran.json()
+    assert set(summary) == documented()["run"] - {"diff"}
     assert work.ran.out.strip().startswith("{")
     assert work.ran.out.strip().endswith("}")
     assert_left_behind(Place.of(work.out), {summary["run_id"]: BUDGETS})
@@ -369,6 +380,7 @@ def test_plan_changes_nothing(work: Work, tmp_path: Path) -> None:
     done = s2r("plan", *work.options(), "--out", work.out, "--json", without=("ray", "vllm", "torch"))
     assert done.code == 0, done.err
     plan = done.json()
+    assert set(plan) == documented()["plan"]
     assert (plan["files_or_parts"], plan["to_read"], plan["bytes_to_read"]) == (3, 0, 0)
     assert plan["difficulty_to_judge"] == 0
     assert plan["difficulty_judged_before"] == work.ran.json()["counts"]["questions"]
@@ -394,6 +406,7 @@ def test_select_needs_no_ray_and_no_engine(work: Work, tmp_path: Path) -> None:
     done = s2r("select", "--out", out, *weights, "--budget", "50%", "--budget", "2.50", "--json", without=HEAVY)
     assert done.code == 0, done.err
     summary = done.json()
+    assert set(summary) == documented()["select"]
     assert summary["run_id"] != first
     assert_left_behind(Place.of(out), {first: BUDGETS, summary["run_id"]: ["50", "2.5"]})
     assert listing(out / "runs" / first) == old
@@ -429,6 +442,9 @@ def test_score_then_select_equals_run(inside: Callable[..., Said], work: Work, t
     assert scored.code == 0, scored.err
     assert not (tmp_path / "out" / "runs").exists()
     assert f"s2r select --out {tmp_path / 'out'}" in scored.out
+    again = inside("score", "--pool", work.pool, "--out", tmp_path / "out", "--json").json()
+    assert set(again) == documented()["score"]
+    assert again["counts"]["difficulty_judged"] == 0
     selected = inside("select", "--out", tmp_path / "out", "--json").json()
     assert results(Place.of(selected["run"])) == results(Place.of(run["run"]))
     for name in ("indexed", "ranked", "excluded", "questions"):
@@ -438,8 +454,11 @@ def test_score_then_select_equals_run(inside: Callable[..., Said], work: Work, t
 def test_synth_is_a_pool_of_its_seed(tmp_path: Path) -> None:
     """Would catch a made-up pool that changes with the file size or from run to run."""
     for folder, rows_per_file in (("a", "10"), ("b", "25")):
-        made = s2r("synth", "--rows", "25", "--seed", "4", "--rows-per-file", rows_per_file, "--out", tmp_path / folder)
+        size = ["--rows", "25", "--rows-per-file", rows_per_file]
+        made = s2r("synth", *size, "--seed", "4", "--out", tmp_path / folder, "--json")
         assert made.code == 0, made.err
+        assert set(made.json()) == documented()["synth"]
+        assert made.json()["files"] == len(list((tmp_path / folder).iterdir()))
     tables = [pq.read_table(tmp_path / folder) for folder in ("a", "b")]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(make_rows(4, range(25)))

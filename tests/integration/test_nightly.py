@@ -19,7 +19,7 @@ import pytest
 from s2r_ray.signals import SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.synth import make_rows, write_pool
-from tests.command import Said, assert_told, s2r, s2r_inside
+from tests.command import Said, assert_told, documented, s2r, s2r_inside
 from tests.conftest import ROOT
 from tests.fakes import HashJudge
 
@@ -147,6 +147,7 @@ def test_the_diff_says_what_happened(nights: Nights, inside: Callable[..., Said]
     """Would catch the rows of the renamed or touched file told as new, gone or rescored, and a diff whose default is
     another pair of runs."""
     found = inside("diff", "--out", nights.out, "--budget", "10", "--json").json()
+    assert set(found) == documented()["diff"]
     assert found["before"]["run_id"] == nights.first["run_id"]
     assert found["after"]["run_id"] == nights.second["run_id"]
     assert set(found["differences"]) == {"pool files"}

@@ -42,7 +42,7 @@ def content(name: str, rows: int) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    """In the form that the name says; Parquet in row groups of seven; JSONL with blank lines between the rows."""
+    """In the form that the name says; Parquet in row labels of seven; JSONL with blank lines between the rows."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith(".parquet"):
@@ -194,7 +194,7 @@ def test_columns_of_one_name_are_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    """An S3 server behind a proxy that counts bytes, with a pool of 8 files of 4 row groups and one JSONL file."""
+    """An S3 server behind a proxy that counts bytes, with a pool of 8 files of 4 row labels and one JSONL file."""
     with s3_server() as upstream, Proxy(upstream) as proxy:
         place(proxy).filesystem().call_s3("create_bucket", Bucket="rows")
         for number in range(8):
@@ -210,7 +210,7 @@ def place(proxy: Proxy) -> Place:
 
 
 @pytest.mark.s3
-def test_only_needed_columns_of_needed_row_groups_are_asked_for(proxy: Proxy) -> None:
+def test_only_needed_columns_of_needed_row_labels_are_asked_for(proxy: Proxy) -> None:
     """Would catch reading ahead, whole files, or columns that nobody wants: on S3 each costs time and money."""
     pools = opened(place(proxy), mapping={"question": "problem", "traces": "generations"})
     rows = asked([(pools[0].name, f"{number}.parquet", row, 0) for number in (2, 5) for row in (25, 31)])
@@ -252,7 +252,7 @@ def test_requests_that_fail_are_repeated_and_a_dead_store_is_told(proxy: Proxy) 
 
 
 def test_texts_only_reads_no_flags() -> None:
-    """Would catch flags and groups being read from the store for nothing."""
+    """Would catch flags and labels being read from the store for nothing."""
     mapping = Mapping.model_validate({**MAPPING, "id": "i", "verified": "v", "labels": {"source": "s"}})
     assert mapping.texts_only().columns() == ("q", "traces")
     assert mapping.texts_only().answer == "answer"

@@ -1,0 +1,92 @@
+"""For programs: run or select, and read what came out. `import s2r_ray` has these names.
+
+Errors are those of the command line: `UsageError` if a setting is wrong and nothing was begun, else `S2RError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from s2r_ray import pipeline
+from s2r_ray.config import Config, load_config
+from s2r_ray.errors import UsageError
+from s2r_ray.progress import Progress
+from s2r_ray.runs import list_runs, read_record
+from s2r_ray.selection import manifest_place
+from s2r_ray.signals.base import Signal
+from s2r_ray.storage import DEFAULT_STORAGE, Place, StorageOptions
+from s2r_ray.tables import read_table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        place: where its files are.
+        record: what its `run.json` says: configuration, versions, counts, seconds.
+    """
+
+    place: Place
+    record: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Begins with the time of the run in UTC, so that ids sort by age."""
+        return self.place.name
+
+    @property
+    def budgets(self) -> dict[str, int]:
+        """Per cent as text -> rows selected."""
+        return dict(self.record["budgets"])
+
+    def manifest(self, budget: str | float, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows that a budget selects, best first: their places in the pool, scores and ranks, no text.
+
+        Args:
+            budget: in per cent, such as 10 or "10%".
+            columns: those to read; None for all.
+
+        Raises:
+            UsageError: the run has no such budget.
+        """
+        (name,) = load_config(None, {"budgets": [budget]}).budgets
+        if name not in self.budgets:
+            raise UsageError(f"run {self.id} has no budget of {name} %; it has {', '.join(self.budgets)} %")
+        return read_table(manifest_place(self.place, name), columns)
+
+
+def run(config: Config, *, signals: Sequence[Signal] | None = None, quiet: bool = False) -> Run:
+    """Index the pools, judge what is new, rank everything and publish, as `s2r run` does.
+
+    Args:
+        signals: in place of those of the package; with weights for their names in `config.weights`.
+        quiet: no progress on standard error.
+    """
+    record, place = pipeline.run(config, Progress(quiet=quiet), signals)
+    return Run(place, vars(record))
+
+
+def select(config: Config, *, quiet: bool = False) -> Run:
+    """Rank and publish anew with this configuration's weights and budgets what is scored in its output place, as
+    `s2r select` does."""
+    record, place = pipeline.select(config, Progress(quiet=quiet))
+    return Run(place, vars(record))
+
+
+def open_run(out: str, run_id: str | None = None, storage: StorageOptions = DEFAULT_STORAGE) -> Run:
+    """A finished run of an output place.
+
+    Args:
+        run_id: its id or the beginning of it; None for the newest.
+
+    Raises:
+        UsageError: there is none, or several begin so.
+    """
+    place = Place.of(out, storage)
+    found = list_runs(place).find(run_id)
+    return Run(place.child("runs", found), read_record(place, found))
