@@ -362,7 +362,9 @@ def rank_and_publish(
         baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={**scored.seconds, "rank": monotonic() - begun},
     )
+    begun = monotonic()
     write_report(out, place, record)
+    record.seconds["report"] = monotonic() - begun
     publish(out, place, record)
     return record, place
 
@@ -528,7 +530,8 @@ def _read_scored(out: Place) -> Scored:
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
     try:
         content = place.read_json() or {}
-        return Scored(Snapshot.from_json(snapshot_place(out, content.pop("snapshot")).read_bytes()), **content)
+        snapshot = snapshot_place(out, content.pop("snapshot"))
+        return Scored(Snapshot.from_json(snapshot.read_bytes() if snapshot.exists() else b""), **content)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{place}, or the snapshot that it names, is damaged or was left by another version; run `s2r score` with "

@@ -42,8 +42,6 @@ from s2r_ray.tables import WRITTEN, release_memory
 
 _WRITTEN_ROWS = 1 << 15
 _MANIFEST_ROWS = 1 << 20
-_SHOWN = 20
-_NO_ROWS = pa.schema([("file", pa.string()), ("question_key", pa.string())]).empty_table()
 _LAST = np.iinfo(np.int64).max
 NO_BASELINES = Baselines()
 
@@ -53,18 +51,15 @@ class Ranking:
     """What was ranked.
 
     `indexed`: rows of the index, and one for each unreadable file; `ranked`: rows that compete; `excluded`: the
-    others by reason; `budgets`: how many rows each selects; `top`: the first rows in order of rank, with their
-    position. `addressing`: how many ranked rows, and how many of each budget, have a question that speaks to the
-    judge; `addressing_top`: the first of them in order of joint rank. `groups`: how many strata there are, 0 without.
+    others by reason; `budgets`: how many rows each selects; `addressing`: how many ranked rows, and how many of each
+    budget, have a question that speaks to the judge; `groups`: how many strata there are, 0 without.
     """
 
     indexed: int
     ranked: int
     excluded: dict[str, int]
     budgets: dict[str, int]
-    top: pa.Table
     addressing: dict[str, int]
-    addressing_top: pa.Table
     groups: int
 
 
@@ -102,13 +97,12 @@ def rank(
     ranker, groups = _ranker(index, candidates, [*stores, *INDEX_SIGNALS], weights)
     strata_groups = len(groups)
     sizes = {budget: budget_size(ranked, budget) for budget in budgets}
-    order, marked = _best(index, candidates, ranker, max(sizes.values()), groups, strata.share if strata else None)
+    order = _best(index, candidates, ranker, max(sizes.values()), groups, strata.share if strata else None)
     del groups
     addressing = {"ranked": int((candidates.addresses_judge & ~candidates.left_out).sum())}
     addressing |= {budget: int(candidates.addresses_judge[order[:size]].sum()) for budget, size in sizes.items()}
     release_memory()
     excluded = _write_ranking(index, candidates, ranker, run)
-    addressing_top = index.rows(marked, _numbers(ranker, candidates.values(marked))) if len(marked) else _NO_ROWS
     for name in baselines.names:
         other = baseline_order(name, baselines.seed, out, snapshot, candidates, index, max(sizes.values()))
         places = {budget: baseline_place(run, name, budget) for budget in budgets}
@@ -118,10 +112,9 @@ def rank(
     indexed, chosen = candidates.indexed + len(snapshot.unreadable), candidates.values(order)
     del candidates  # what is written from here on is read from the index again
     release_memory()
-    top = _write_manifests(
-        index, order, chosen, ranker, sizes, {budget: manifest_place(run, budget) for budget in budgets}
-    )
-    return Ranking(indexed, ranked, excluded, sizes, top, addressing, addressing_top, strata_groups)
+    places = {budget: manifest_place(run, budget) for budget in budgets}
+    _write_manifests(index, order, chosen, ranker, sizes, places)
+    return Ranking(indexed, ranked, excluded, sizes, addressing, strata_groups)
 
 
 def manifest_place(run: Place, budget: str) -> Place:
@@ -152,8 +145,8 @@ def _best(
     k: int,
     groups: Sequence[Places],
     share: Share | None,
-) -> tuple[Places, Places]:
-    """The k best candidates, best first, and the best few of those whose question speaks to the judge.
+) -> Places:
+    """The k best candidates, best first.
 
     Equal ones come by the longer trace, then by sample id, then location. With a `share`, the k are those that fill
     `groups`.
@@ -161,14 +154,9 @@ def _best(
     joint = np.full(len(candidates), _LAST, np.int64)
     for rows in candidates.blocks():
         joint[rows] = ranker.rank(candidates.values(rows)).joint
-    marked = np.flatnonzero(candidates.addresses_judge & ~candidates.left_out)
-    shown = min(_SHOWN, len(marked))
-    if shown:
-        marked = marked[select_top(joint[marked], shown)]
-        marked = order_rows(marked, joint, candidates.length, index, k=shown)
     if share is not None:
-        return fill(groups, joint, candidates.length, index, k, share), marked
-    return order_rows(select_top(joint, k), joint, candidates.length, index, k=k), marked
+        return fill(groups, joint, candidates.length, index, k, share)
+    return order_rows(select_top(joint, k), joint, candidates.length, index, k=k)
 
 
 def _numbers(
@@ -242,8 +230,8 @@ def _write_manifests(
     ranker: JointRanker[RankTable] | StratifiedRanker,
     sizes: Mapping[str, int],
     places: Mapping[str, Place],
-) -> pa.Table:
-    """Write the first rows of the order for each budget, `chosen` being their values; return those a report shows."""
+) -> None:
+    """Write the first rows of the order for each budget, `chosen` being their values."""
     with ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
         for start in range(0, len(order), _MANIFEST_ROWS):
@@ -251,12 +239,9 @@ def _write_manifests(
             position = pa.array(np.arange(start + 1, start + len(block) + 1))
             values = {name: column[start : start + _MANIFEST_ROWS] for name, column in chosen.items()}
             rows = index.rows(block, _numbers(ranker, values)).add_column(0, "position", position)
-            if not start:
-                top = rows.slice(0, _SHOWN).take(pa.array(np.arange(min(_SHOWN, len(block)))))
             for budget, size in sizes.items():
                 if budget not in writers:
                     sink = stack.enter_context(places[budget].open_output())
                     writers[budget] = stack.enter_context(pq.ParquetWriter(sink, rows.schema, **WRITTEN))
                 if size > start:
                     writers[budget].write_table(rows.slice(0, size - start))
-    return top

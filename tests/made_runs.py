@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from s2r_ray.baselines import Baselines, baseline_folder
+from s2r_ray.candidates import Guards
+from s2r_ray.config import PoolSection
 from s2r_ray.index import (
     QUESTIONS_SCHEMA,
     SCHEMA,
+    PoolIndex,
     Snapshot,
     candidates_place,
+    index_unit,
     label_column,
     questions_place,
     snapshot_place,
 )
+from s2r_ray.mapping import Mapping as Columns
+from s2r_ray.models import find_tokenizer
 from s2r_ray.noise import Noise, noise_place
 from s2r_ray.publish import RunRecord, new_run_id, publish
 from s2r_ray.ranking import parse_weights
-from s2r_ray.readers import Unit
+from s2r_ray.readers import Unit, plan_units, pool_files
 from s2r_ray.report.stored import StoredRun
-from s2r_ray.selection import rank
+from s2r_ray.selection import NO_BASELINES, rank
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
-from s2r_ray.tables import write_own
+from s2r_ray.strata import Strata
+from s2r_ray.tables import read_own, write_own
 from tests.fakes import HashJudge
 
 JUDGE = HashJudge()
+_COLUMNS = {"id": "id", "question": ("q",), "traces": "a", "labels": {"source": "source"}}
 PLACE = ["pool", "file", "row", "generation"]
 
 
@@ -47,6 +58,8 @@ def made_run(
     weights: Mapping[str, str] | None = None,
     labels: Sequence[Sequence[str]] = (("kind", "source"), ("kind",)),
     noise: float | None = None,
+    strata: Strata | None = None,
+    baselines: Sequence[str] = (),
 ) -> StoredRun:
     """A run over so many candidates in random order of rows, and a tenth as many left out.
 
@@ -76,20 +89,52 @@ def made_run(
         noise_place(store).write_bytes(
             f'{{"pairs": 64, "largest": {measured.largest}, "rms": {measured.rms}}}'.encode()
         )
-    return ranked_run(out, snapshot, budgets, weights or {"difficulty": "0.25", "length": "0.75"})
+    config = {"pools": [{"uri": uri} for uri in snapshot.pools]}
+    weights = weights or {"difficulty": "0.25", "length": "0.75"}
+    return ranked_run(out, snapshot, budgets, weights, config, strata, Baselines(tuple(baselines)))
 
 
-def ranked_run(out: Place, snapshot: Snapshot, budgets: Sequence[str], weights: Mapping[str, str]) -> StoredRun:
-    """Rank what is stored and publish it."""
+def pool_run(
+    folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Path, *, budgets: Sequence[str] = ("10", "40")
+) -> StoredRun:
+    """A run over a pool of one JSONL file, judged by HashJudge. Rows have `id`, `q`, `a`, and perhaps `source`."""
+    pool, out = Place.of(folder / "pool"), Place.of(folder / "out")
+    lines = [json.dumps(row) for row in rows]
+    pool.child("rows.jsonl").write_bytes("\n".join(lines).encode())
+    section = PoolSection(uri=pool.uri, mapping=Columns(**_COLUMNS))
+    indexer = PoolIndex(pool, out, section.resolved_mapping(), Guards(), "first", find_tokenizer(str(tokenizer)))
+    (unit,) = plan_units(pool, 0, pool_files(pool.files(), pool.uri))
+    outcome = index_unit(indexer, unit)
+    assert outcome.error is None
+    snapshot = Snapshot((pool.uri,), ((unit, outcome.key),))
+    snapshot_place(out, snapshot.digest()).write_bytes(snapshot.to_json())
+    questions = read_own(questions_place(out, outcome.key))
+    values = [JUDGE.value(question) for question in questions["question"].to_pylist()]
+    rng = np.random.default_rng(0)
+    ScoreStore.of(out, JUDGE).append(_scores(questions["question_key"].combine_chunks(), np.array(values), rng))
+    weights = {"difficulty": "0.25", "length": "0.75"}
+    return ranked_run(out, snapshot, budgets, weights, {"pools": [section.model_dump(mode="json")]})
+
+
+def ranked_run(
+    out: Place,
+    snapshot: Snapshot,
+    budgets: Sequence[str],
+    weights: Mapping[str, str],
+    config: Mapping[str, Any],
+    strata: Strata | None = None,
+    baselines: Baselines = NO_BASELINES,
+) -> StoredRun:
+    """Rank what is stored and publish it with this configuration beside the weights."""
     run_id = new_run_id()
     place = out.child("runs", run_id)
     store = ScoreStore.at(out, JUDGE.name, fingerprint_digest(JUDGE.fingerprint()), JUDGE.extras)
     parsed = parse_weights(weights, ["difficulty", "length"])
-    ranking = rank(out, snapshot, {JUDGE.name: store}, parsed, budgets, place)
+    ranking = rank(out, snapshot, {JUDGE.name: store}, parsed, budgets, place, strata, baselines)
     record = RunRecord(
         run_id=run_id,
         started="2026-11-21T12:00:00+00:00",
-        config={"weights": dict(weights), "pools": [{"uri": uri} for uri in snapshot.pools]},
+        config={"weights": dict(weights), **config},
         pools=list(snapshot.pools),
         snapshot=snapshot.digest(),
         index={"tokenizer": "t", "fingerprints": []},
@@ -107,6 +152,8 @@ def ranked_run(out: Place, snapshot: Snapshot, budgets: Sequence[str], weights: 
         budgets=ranking.budgets,
         addressing_judge=ranking.addressing,
         weights=parsed.as_floats(),
+        strata={**strata.model_dump(), "groups": ranking.groups} if strata else None,
+        baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={"index": 2.0, "difficulty": 4.0, "difficulty_in_workers": 3.5, "difficulty_loading": 1.0, "rank": 0.5},
     )
     publish(out, place, record)

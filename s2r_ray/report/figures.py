@@ -38,6 +38,7 @@ _VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _POOL: "pool", _ACCEN
 _VARIABLES |= {colour: f"budget-{number}" for number, colour in enumerate(_BUDGETS)}
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1, 1.5)))
 _MARKERS = ("o", "s", "D", "^")
+_MARGINS = (0.6, 0.1, 0.3, 0.45)  # left, right, top, bottom; inches
 _WIDE, _HALF = (9.8, 4.5), (4.6, 3.0)
 _MANY_ROWS = 5000
 _LABEL_ROWS = 12
@@ -62,7 +63,6 @@ _STYLE: Any = {
     "ytick.labelcolor": _INK,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "figure.constrained_layout.use": True,
 }
 
 
@@ -112,7 +112,7 @@ def distribution(name: str, histogram: Histogram, budgets: Sequence[Series], lab
     """The shares of the pool's rows, as an area, and of each budget's, as lines, over a number's values."""
     figure, axes = _figure(_HALF)
     histogram = _coarse(histogram)
-    edges = np.where(np.isinf(histogram.edges), histogram.edges[-2] + 1, histogram.edges)
+    edges = np.where(np.isinf(histogram.edges), 2 * histogram.edges[-2] - histogram.edges[-3], histogram.edges)
     _area(axes, edges, histogram.pool, "pool")
     for item in budgets:
         _line(axes, edges, histogram.selected(item.number), item)
@@ -185,7 +185,7 @@ def density(statistics: Statistics, budgets: Sequence[Series], alt: str) -> str:
 @_styled
 def overlap(rows: Sequence[tuple[str, Sequence[float]]], budgets: Sequence[Series], alt: str) -> str:
     """What share of each budget other ways to select pick too: (name, share by budget number)."""
-    figure, axes = _figure((_HALF[0], 0.9 + 0.5 * len(rows)))
+    figure, axes = _figure((_HALF[0], 0.9 + 0.5 * len(rows)), words=True)
     for item in budgets:
         shares = [100 * row[1][item.number] for row in rows]
         axes.plot(
@@ -232,7 +232,7 @@ def weights(points: Sequence[float], shares: Mapping[int, Sequence[float]], budg
 def shares(name: str, found: Shares, totals: npt.NDArray[np.int64], budgets: Sequence[Series], alt: str) -> str:
     """The share of each of the most common values of a label in the pool and in each budget."""
     rows = [value for value, _ in common_values(found)[:_LABEL_ROWS]]
-    figure, axes = _figure((_HALF[0], 0.95 + 0.27 * len(rows)))
+    figure, axes = _figure((_HALF[0], 0.95 + 0.27 * len(rows)), words=True)
     counts = np.array([found.values[value] for value in rows])
     places = np.arange(len(rows))
     axes.barh(places, 100 * counts.sum(axis=1) / totals.sum(), color=_POOL, height=0.62, label="pool")
@@ -294,7 +294,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
         figure.legend(
             handles,
             labels,
-            loc="outside upper left",
+            loc="outside upper left" if figure.get_layout_engine() else "upper left",
             ncols=len(entries),
             borderpad=0,
             handlelength=1.8,
@@ -329,10 +329,14 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:
+def _figure(inches: tuple[float, float], *, words: bool = False) -> tuple[Figure, Axes]:
+    """With room for numbers at the left; for `words` of any length it is measured, which takes as long as drawing."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=inches)
+    figure = Figure(figsize=inches, layout="constrained" if words else None)
+    if not words:
+        left, right, top, bottom = (margin / inches[at > 1] for at, margin in enumerate(_MARGINS))
+        figure.subplots_adjust(left=left, right=1 - right, top=1 - top, bottom=bottom)
     return figure, figure.add_subplot()
 
 

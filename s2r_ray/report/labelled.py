@@ -12,12 +12,11 @@ import pyarrow.compute as pc
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import Snapshot, candidates_place, label_column
 from s2r_ray.readers import Unit
-from s2r_ray.report.membership import location_keys
+from s2r_ray.report.membership import LOCATION, location_keys
 from s2r_ray.report.stored import BATCH_ROWS, StoredRun
 from s2r_ray.storage import Place
 from s2r_ray.tables import DamagedError, open_parquet, read_ahead, read_own
 
-_PLACE = ("pool", "file", "row", "generation")
 _LABEL = label_column("")
 
 
@@ -89,7 +88,7 @@ def labelled_rows(run: StoredRun, snapshot: Snapshot, ranked: Sequence[str], ind
         DamagedError: a unit of the index is gone or damaged, or is not the one that was ranked.
     """
     present = run.columns()
-    stream = _Stream(run.rows(list(dict.fromkeys([*(name for name in _PLACE if name in present), *ranked]))))
+    stream = _Stream(run.rows(list(dict.fromkeys([*(name for name in LOCATION if name in present), *ranked]))))
     waiting: list[pa.Table] = []
 
     def read(key: str) -> pa.Table:

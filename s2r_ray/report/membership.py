@@ -16,7 +16,8 @@ Levels = npt.NDArray[np.intp]
 """For each row the number of the smallest budget that selects it, from 0; the number of budgets where none does."""
 
 _GENERATION_BITS = 24
-_LOCATION = ("pool", "file", "row", "generation")
+LOCATION = ("pool", "file", "row", "generation")
+"""Columns that say where a row lies; `pool` is there if a run has several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Membership:
     @classmethod
     def of(cls, run: StoredRun) -> Membership:
         """Read the largest manifest."""
-        columns = [name for name in _LOCATION if name in run.columns()]
+        columns = [name for name in LOCATION if name in run.columns()]
         codes: dict[tuple[str, str], int] = {}
         file_codes, keys = [], []
         for table in run.selected(columns):

@@ -11,6 +11,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from s2r_ray.errors import UsageError
+from s2r_ray.printable import one_line
 from s2r_ray.publish import RunRecord
 from s2r_ray.report.examples import find_examples
 from s2r_ray.report.sections import sections
@@ -66,6 +67,7 @@ def page(run: StoredRun, labels: Sequence[str] = ()) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["drawing"] = Markup  # ours alone: figures escape what they show
+    environment.filters["line"] = one_line
     source = (resources.files("s2r_ray.report") / "page.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         record=run.record,

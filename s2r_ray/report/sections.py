@@ -224,7 +224,7 @@ def _lengths(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
                 budgets,
                 f"Distribution of trace lengths on a logarithmic axis. {_told(statistics, 'length')}",
             ),
-            "Lengths double at equal steps; where the thin grey line is away from the area, repeated steps were "
+            "The axis is logarithmic; where the thin grey line is away from the area, repeated steps were "
             "taken away from traces of that length.",
             _histogram_table(statistics.histograms["trace_tokens_unique"], statistics, 0),
         ),
@@ -262,7 +262,7 @@ def _rethinking(statistics: Statistics, budgets: Sequence[figures.Series]) -> Fi
             RETHINKING, statistics.histograms[RETHINKING], budgets, "rethinking words per 1,000 tokens", alt
         ),
         "Words such as wait, alternatively and however; lines to the right of the grey area mean that the selected "
-        "traces reconsider more often, not only that they are longer. The last bin has all above 40.",
+        "traces reconsider more often, not only that they are longer. The last bin has all that lies beyond.",
         Table("Rethinking words", ("", "per 1,000 tokens", "per trace"), rows),
     )
 
@@ -344,10 +344,10 @@ def _choice(record: RunRecord, statistics: Statistics, budgets: Sequence[figures
     text = [
         f"This run's weights: {', '.join(f'{_words(name)} {weight:g}' for name, weight in record.weights.items())}."
     ]
-    if record.config.get("strata"):
+    if record.strata:
         text.append(
-            "This run fills its budgets group by group; the selections that it is held against here are made over "
-            "the whole pool."
+            f"It ranks inside of groups of {one_line(str(record.strata['by']), _VALUE_CHARACTERS)} and fills its "
+            "budgets group by group; the selections that it is held against here are made over the whole pool."
         )
     return Section("choice", "What the weights choose", text, (matrix,), shown)
 
@@ -360,10 +360,21 @@ def _baselines(statistics: Statistics, overlaps: Overlaps) -> list[tuple[str, li
     def shares(place: int) -> list[float]:
         return [int(common[place, -1]) / size for common, size in zip(tables, sizes, strict=True)]
 
+    known = {"length": shares(0), overlaps.signal: shares(len(STEPS) - 1)}
+    known |= {"longest": known["length"], "random": [size / statistics.rows for size in sizes]}
+    made = {
+        name: [number / size for number, size in zip(found, sizes, strict=True)]
+        for name, found in statistics.baselines.items()
+        if name not in known or name == "random"
+    }
     return [
-        ("Longest", shares(0)),
-        (_title(overlaps.signal), shares(len(STEPS) - 1)),
-        ("Random", [size / statistics.rows for size in sizes]),
+        ("Longest", known["longest"]),
+        (_title(overlaps.signal), known[overlaps.signal]),
+        ("Random, on average", known["random"]),
+        *(
+            (f"{_title(name)}, as drawn" if name == "random" else one_line(_title(name), 30), made[name])
+            for name in made
+        ),
     ]
 
 
@@ -428,9 +439,10 @@ def _by_group(counts: Any, statistics: Statistics) -> list[str]:
 # --- cut-offs -------------------------------------------------------------------------------------
 
 
-def _cutoffs(statistics: Statistics) -> Section | None:
+def _cutoffs(statistics: Statistics) -> Section:
     if not statistics.ties:
-        return None
+        told = "This run fills its budgets group by group: each group has its own cut-off, and these are not shown."
+        return Section("cutoffs", "At the cut-offs", (told,))
     rows = []
     for budget, size in statistics.budgets:
         inside, outside = statistics.ties[budget]

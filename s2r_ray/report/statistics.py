@@ -21,7 +21,7 @@ from s2r_ray.noise import Noise, read_noise
 from s2r_ray.ranking import JointRanker, RankTable, ValueCounter, ValueCounts, joint_ranker, parse_weights
 from s2r_ray.report.cutoffs import Doubled, OverlapCounter, Overlaps, Scale, find_cutoffs, own_scale, weight_scales
 from s2r_ray.report.labelled import NO_INDEX, IndexColumns, index_columns, labelled_rows
-from s2r_ray.report.membership import Levels, Membership
+from s2r_ray.report.membership import LOCATION, Levels, Membership
 from s2r_ray.report.stored import StoredRun
 from s2r_ray.report.tallies import (
     Best,
@@ -60,6 +60,7 @@ class Statistics:
     REPEATED, RETHINKING) and `shares` (of labels) by name; `judged`: the signal that is held against the length.
     `frontiers`: budget -> (values of that signal, least length that is selected there).
     `ties`: budget -> rows inside and outside whose joint rank is that of the last row inside.
+    `baselines`: those that the run has made, by name -> rows of each budget that the baseline selects, too.
     `noise`: judged signal with a weight -> the judge's own noise; `near`: budget -> rows within it of the cut-off.
     `missed`: the best rows that no budget selects; `addressing`: the best whose question speaks to the judge.
     """
@@ -75,6 +76,7 @@ class Statistics:
     spearman: float | None
     ties: dict[str, tuple[int, int]]
     overlaps: Overlaps | None
+    baselines: dict[str, tuple[int, ...]]
     shares: dict[str, Shares]
     noise: dict[str, Noise | None]
     near: dict[str, int]
@@ -127,6 +129,7 @@ def gather(run: StoredRun, snapshot: Snapshot | None, labels: Sequence[str] = ()
         spearman=spearman(product, [counts[judged], counts["length"]]) if judged else None,
         ties={} if run.stratified else dict(zip(names, margins.ties, strict=True)),
         overlaps=overlaps.finish(judged or "", names) if overlaps else None,
+        baselines={name: _in_common(run, name, members) for name in run.record.baselines},
         shares=tallies.shares,
         noise=margins.noise,
         near=dict(zip(names, margins.flips, strict=True)) if margins.near else {},
@@ -172,6 +175,16 @@ def _rows(run: StoredRun, snapshot: Snapshot | None, index: IndexColumns) -> Ite
     """All ranked rows with all columns, and what the index has of them."""
     columns = run.columns()
     return run.rows(columns) if snapshot is None else labelled_rows(run, snapshot, columns, index)
+
+
+def _in_common(run: StoredRun, baseline: str, members: Membership) -> tuple[int, ...]:
+    """For each budget the rows that it and a baseline of the same size select."""
+    found = np.zeros(len(run.budgets), np.int64)
+    columns = [name for name in run.columns() if name in LOCATION]
+    for table in run.baseline(baseline, ["position", *columns]):
+        position, levels = table["position"].to_numpy(), members.levels_of(table)
+        found += [int(((position <= size) & (levels <= at)).sum()) for at, (_, size) in enumerate(run.budgets)]
+    return tuple(found.tolist())
 
 
 # --- distributions --------------------------------------------------------------------------------

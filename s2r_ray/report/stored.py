@@ -9,7 +9,8 @@ from typing import Any
 import numpy.typing as npt
 import pyarrow as pa
 
-from s2r_ray.index import Snapshot
+from s2r_ray.baselines import baseline_place
+from s2r_ray.index import Snapshot, snapshot_place
 from s2r_ray.publish import RunRecord
 from s2r_ray.selection import manifest_place
 from s2r_ray.signals import INDEX_SIGNALS
@@ -17,6 +18,7 @@ from s2r_ray.storage import Place
 from s2r_ray.tables import open_parquet
 
 BATCH_ROWS = 1 << 17
+_NO_SIGNALS = ("pool", "sample_id", "file", "row", "generation", "question_key", "stratum", "trace_tokens")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class StoredRun:
     @property
     def stratified(self) -> bool:
         """Whether ranks are those inside of a group, and budgets are filled group by group."""
-        return bool(self.record.config.get("strata"))
+        return self.record.strata is not None
 
     def columns(self) -> list[str]:
         """Of the ranking."""
@@ -55,16 +57,7 @@ class StoredRun:
 
     def extras(self) -> list[str]:
         """The columns of the ranking that signals give beside their value, such as the label mass."""
-        known = {
-            "pool",
-            "sample_id",
-            "file",
-            "row",
-            "generation",
-            "question_key",
-            "trace_tokens",
-            *self.signals.values(),
-        }
+        known = {*_NO_SIGNALS, *self.signals.values()}
         return [name for name in self.columns() if name not in known and not name.startswith("rank_")]
 
     def rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -81,9 +74,13 @@ class StoredRun:
         """The rows of the largest budget in order of their position, a batch at a time."""
         yield from _batches(manifest_place(self.place, self.budgets[-1][0]), columns)
 
+    def baseline(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The same of a baseline."""
+        yield from _batches(baseline_place(self.place, name, self.budgets[-1][0]), columns)
+
     def snapshot(self) -> Snapshot | None:
         """The pools as the run saw them; None where the index is gone."""
-        place = self.out.child("index", "snapshots", f"{self.record.snapshot}.json")
+        place = snapshot_place(self.out, self.record.snapshot)
         return Snapshot.from_json(place.read_bytes()) if place.exists() else None
 
     def _parts(self) -> list[Place]:

@@ -26,7 +26,7 @@ Block = Mapping[str, npt.NDArray[Any]]
 _BINS = 40
 _DENSITY_BINS = (60, 44)
 _LABEL_VALUES = 1000
-_WORD_EDGES = np.append(np.arange(0, 40.5), np.inf)
+_WORD_EDGES = np.append(np.arange(40.0), np.inf)
 _SHARES = (5, 25, 50, 75, 95)
 
 
@@ -122,7 +122,7 @@ def share_edges() -> Floats:
 
 
 def word_edges() -> Floats:
-    """Words per 1,000 tokens, one by one; what is above 40 is in the last bin."""
+    """Words per 1,000 tokens, one by one; the last of 40 bins has all from 39 on."""
     return _WORD_EDGES
 
 

@@ -20,6 +20,7 @@ from s2r_ray.signals import SIGNALS
 from s2r_ray.signals.base import Fault, Scores, Status, Subject
 from tests.command import Said, assert_told, listing, s2r, s2r_inside
 from tests.fakes import HashJudge
+from tests.hostile_text import MARKUP
 from tests.object_store import s3_server
 
 Inside = Callable[..., Said]
@@ -268,16 +269,6 @@ OURS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div"
 OURS |= {"header", "nav", "main", "footer", "section", "article", "h3", "h4", "a", "ul", "li", "dl", "dt", "dd"}
 OURS |= {"table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "details", "summary"}
 OURS |= {"svg", "g", "defs", "path", "use", "text", "clippath", "rect", "image"}
-MARKUP = (
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "<a href='javascript:alert(1)'>x</a>",
-    "</td></table><iframe src=//evil>",
-    '" onmouseover="alert(1)" \'',
-    "{{ record.config }}{% raw %}",
-    "<!-- --></style><style>*{display:none}",
-    "<svg/onload=alert(1)>",
-)
 
 
 @pytest.mark.ray

@@ -12,17 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import rankdata, spearmanr
 
+from s2r_ray.baselines import baseline_place
 from s2r_ray.errors import UsageError
 from s2r_ray.index import candidates_place
 from s2r_ray.near_cutoff import rows_within_noise
 from s2r_ray.ranking import parse_weights
 from s2r_ray.report import labelled, stored
 from s2r_ray.report.cutoffs import STEPS
+from s2r_ray.report.page import page
 from s2r_ray.report.statistics import REPEATED, RETHINKING, Statistics, gather
 from s2r_ray.report.stored import StoredRun
 from s2r_ray.report.tallies import Histogram, Shares, word_edges
+from s2r_ray.strata import Strata
 from s2r_ray.tables import DamagedError
-from tests.made_runs import all_rows, made_run
+from tests.made_runs import PLACE, all_rows, made_run
 
 CASES = {
     "ties": {"rows": 900, "levels": 8, "longest": 12, "noise": 0.2},
@@ -203,6 +206,36 @@ def test_the_best_that_are_not_selected(case: tuple[StoredRun, Statistics]) -> N
     assert (found.addressing["sample_id"].to_pylist() if found.addressing is not None else []) == spoken
 
 
+# --- strata and baselines -------------------------------------------------------------------------
+
+
+def test_strata_and_baselines(tmp_path: Path) -> None:
+    """Catches: cut-offs and just-missed rows of a ranking that is not the run's, a column of the ranking taken for a
+    signal, and rows in common with a baseline that are counted in another budget."""
+    made = ("random", "shortest", "stratified:kind")
+    run = made_run(tmp_path, 500, 3, pools=2, strata=Strata(by="kind", share="equal"), baselines=made, noise=0.1)
+    found = gather(run, run.snapshot())
+    assert found.ties == found.near == found.frontiers == {}
+    assert found.missed is None
+    assert "stratum" not in found.histograms
+    rows = all_rows(run).set_index(PLACE)
+    for name in made:
+        expected = []
+        for budget, size in run.budgets:
+            other = pq.read_table(baseline_place(run.place, name, budget).uri).to_pandas().set_index(PLACE)
+            expected.append(len(other.index.intersection(rows.index[in_budget(rows, size)])))
+        assert found.baselines[name] == tuple(expected)
+    for at, (_, size) in enumerate(run.budgets):
+        assert found.sums.rows[: at + 1].sum() == size
+        kinds = rows["label_kind"][in_budget(rows, size)].value_counts()
+        assert {
+            value: int(counts[: at + 1].sum()) for value, counts in found.shares["kind"].values.items() if value
+        } == {value: kinds.get(value, 0) for value in rows["label_kind"].dropna().unique()}
+    text = page(run)
+    for told in ("inside of groups of kind", "Random, as drawn", "Stratified:kind", "Just missed the top 2 %"):
+        assert told in text
+
+
 # --- what is missing ------------------------------------------------------------------------------
 
 
@@ -256,5 +289,5 @@ def test_labels_without_end() -> None:
 def test_more_words_than_the_last_bin() -> None:
     """Catches: a trace of nothing but rethinking words that falls out of the figure."""
     histogram = Histogram.over(word_edges(), 1)
-    histogram.add(np.array([0.0, 39.9, 40.0, 1e6]), np.zeros(4, np.intp))
+    histogram.add(np.array([0.0, 38.9, 39.0, 1e6]), np.zeros(4, np.intp))
     assert histogram.counts[0, [0, -2, -1]].tolist() == [1, 1, 2]
