@@ -12,7 +12,15 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 
 from s2r_ray.publish import installed_versions
-from tests.benchmarks import bench_driver, bench_judge, bench_nightly, bench_ranking, bench_scaling, bench_tokens
+from tests.benchmarks import (
+    bench_driver,
+    bench_judge,
+    bench_nightly,
+    bench_ranking,
+    bench_report,
+    bench_scaling,
+    bench_tokens,
+)
 from tests.benchmarks.table import Row, quietly, show
 
 
@@ -33,6 +41,7 @@ def main() -> None:
         (bench_judge.run, given.questions),
         (bench_nightly.run, given.samples),
         (bench_driver.run, given.driver),
+        (bench_report.run, given.driver),
         (bench_scaling.run, given.seconds),
     ]
     rows: list[Row] = []
