@@ -140,7 +140,7 @@ def lengths(histograms: dict[str, Histogram], budgets: Sequence[Series], alt: st
 @_styled
 def repeats(histogram: Histogram, alt: str) -> str:
     """How much of a trace repeat removal took away, where it took any."""
-    figure, axes = _figure(_HALF)
+    figure, axes = _figure(_HALF, fitted=True)
     axes.stairs(histogram.pool, 100 * histogram.edges, fill=True, color=_POOL)
     axes.set_xlabel("share of the trace that was taken away, %")
     axes.set_ylabel("traces")
@@ -157,7 +157,7 @@ def density(statistics: Statistics, budgets: Sequence[Series], alt: str) -> str:
     found = statistics.density
     if found is None:
         raise ValueError("a density needs a judged signal")
-    figure, axes = _figure(_WIDE)
+    figure, axes = _figure(_WIDE, fitted=True)
     from matplotlib.colors import to_rgb
 
     image = np.zeros((*found.counts.T.shape, 4))
@@ -185,7 +185,7 @@ def density(statistics: Statistics, budgets: Sequence[Series], alt: str) -> str:
 @_styled
 def overlap(rows: Sequence[tuple[str, Sequence[float]]], budgets: Sequence[Series], alt: str) -> str:
     """What share of each budget other ways to select pick too: (name, share by budget number)."""
-    figure, axes = _figure((_HALF[0], 0.9 + 0.5 * len(rows)), words=True)
+    figure, axes = _figure((_HALF[0], 0.9 + 0.5 * len(rows)), fitted=True)
     for item in budgets:
         shares = [100 * row[1][item.number] for row in rows]
         axes.plot(
@@ -232,7 +232,7 @@ def weights(points: Sequence[float], shares: Mapping[int, Sequence[float]], budg
 def shares(name: str, found: Shares, totals: npt.NDArray[np.int64], budgets: Sequence[Series], alt: str) -> str:
     """The share of each of the most common values of a label in the pool and in each budget."""
     rows = [value for value, _ in common_values(found)[:_LABEL_ROWS]]
-    figure, axes = _figure((_HALF[0], 0.95 + 0.27 * len(rows)), words=True)
+    figure, axes = _figure((_HALF[0], 0.95 + 0.27 * len(rows)), fitted=True)
     counts = np.array([found.values[value] for value in rows])
     places = np.arange(len(rows))
     axes.barh(places, 100 * counts.sum(axis=1) / totals.sum(), color=_POOL, height=0.62, label="pool")
@@ -329,12 +329,12 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _figure(inches: tuple[float, float], *, words: bool = False) -> tuple[Figure, Axes]:
-    """With room for numbers at the left; for `words` of any length it is measured, which takes as long as drawing."""
+def _figure(inches: tuple[float, float], *, fitted: bool = False) -> tuple[Figure, Axes]:
+    """With room for shares at the left. What else may stand there is to be `fitted`, which takes as long as drawing."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=inches, layout="constrained" if words else None)
-    if not words:
+    figure = Figure(figsize=inches, layout="constrained" if fitted else None)
+    if not fitted:
         left, right, top, bottom = (margin / inches[at > 1] for at, margin in enumerate(_MARGINS))
         figure.subplots_adjust(left=left, right=1 - right, top=1 - top, bottom=bottom)
     return figure, figure.add_subplot()

@@ -18,6 +18,7 @@ from tests.benchmarks import (
     bench_judge,
     bench_nightly,
     bench_ranking,
+    bench_report,
     bench_scaling,
     bench_tokens,
 )
@@ -42,6 +43,7 @@ def main() -> None:
         (bench_judge.run, given.questions),
         (bench_nightly.run, given.samples),
         (bench_driver.run, given.driver),
+        (bench_report.run, given.driver),
         (bench_scaling.run, given.seconds),
         (bench_export.run, given.pool),
     ]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from s2r_ray.index import snapshot_place
+from s2r_ray.noise import noise_place
 from s2r_ray.publish import RunRecord, new_run_id, publish, recorded_config
 from s2r_ray.report.page import remake_report
 from s2r_ray.runs import list_runs
@@ -32,6 +33,7 @@ def make_run(out: Place, rows: int, seed: int) -> None:
     snapshot = snapshot_of(plan)
     snapshot_place(out, snapshot.digest()).write_bytes(snapshot.to_json())
     judge = plan.signals[0]
+    noise_place(ScoreStore.of(out, judge)).write_bytes(b'{"pairs": 64, "largest": 0.002, "rms": 0.001}')
     run_id = new_run_id()
     place = out.child("runs", run_id)
     found = rank(out, snapshot, {judge.name: ScoreStore.of(out, judge)}, plan.weights, plan.config.budgets, place)
