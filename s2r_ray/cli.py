@@ -149,23 +149,28 @@ def export_selection(
         str | None,
         typer.Option(
             metavar="SHARE",
-            help="Budget of the run, in per cent. Default: the only one.",
+            help="Budget of the run, in per cent.",
+            show_default="the run's only one",
             autocompletion=completion.budgets,
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Baseline of the run. Default: the joint ranking.")
+        str | None,
+        typer.Option(metavar="NAME", help="Baseline of the run to write instead.", show_default="the joint ranking"),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Shuffle with this seed. Default: the order of rank, best first.")
+        int | None,
+        typer.Option(min=0, help="Shuffle with this seed.", show_default="the order of rank, best first"),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="File and dataset name. Default: train; llamafactory: s2r_top_SHAREpct and the like."
+            metavar="NAME",
+            help="Name of file and data set.",
+            show_default="train; llamafactory: s2r_top_SHAREpct and the like",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace what is there already.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
