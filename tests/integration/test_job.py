@@ -145,9 +145,11 @@ def test_submit_stop_submit(site: Site) -> None:
         return len(site.out("stopped").child("scores").files()) > 3 and len(nodes) >= 1 and "s2r_prefill_tokens" in seen
 
     assert site.wait(first, far_enough) == "RUNNING", site.log(first)
+    site.proxy.faults.append(Fault("slow_down", method="PUT", path="stopped/scores"))  # no end before the stop
     stopped = site.cluster.command("job", "stop", first)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert site.wait(first) == "STOPPED"
+    site.proxy.faults.pop()
     assert "stopped; what was indexed and judged is kept" in site.log(first)
     assert not site.out("stopped").child("latest.json").exists()
     before = site.judged("stopped")
