@@ -153,7 +153,7 @@ def _signals(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
     facts = [
         (
             _words(name),
-            *(f"{_number(value)}" for value in found.quantiles.values()),
+            *(_number(value) for value in found.quantiles.values()),
             _count(found.distinct),
             _percent(found.tied, found.rows),
             _percent(found.common_rows, found.rows),
@@ -544,7 +544,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3f}"
 
 
 def _seconds(value: float | None) -> str:
