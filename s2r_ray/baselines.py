@@ -25,7 +25,6 @@ from s2r_ray.storage import Place
 from s2r_ray.strata import fill
 
 _STRATIFIED = "stratified"
-_LAST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,15 @@ def baseline_order(
     if label:
         groups = read_groups(out, snapshot, candidates, label)
         return fill(groups, joint, candidates.length, ids, k, "proportional")
-    joint[candidates.left_out] = _LAST
+    joint[candidates.left_out] = joint.max() + 1
     return order_rows(select_top(joint, k), joint, candidates.length, ids, k=k)
 
 
 def _order(name: str, seed: int, out: Place, snapshot: Snapshot, candidates: CandidateTable) -> Ints:
-    """What to sort candidates by, least first: int64[n]. What it says of those that are left out means nothing."""
+    """What to sort candidates by, least first: int64[n], none negative; of those that are left out it says nothing."""
     if name == "longest":
-        return -candidates.length.astype(np.int64)
+        longest = int(candidates.length.max())
+        return longest - candidates.length.astype(np.int64)
     if name == "shortest":
         return candidates.length.astype(np.int64)
     found = np.zeros(len(candidates), np.int64)

@@ -110,10 +110,22 @@ class StratifiedRanker:
     def __init__(self, signals: Sequence[str], weights: Weights, rows: int) -> None:
         self._ranker = JointRanker({name: _Ranked() for name in signals}, weights, rows)
 
+    @property
+    def largest_joint(self) -> int:
+        """As JointRanker's."""
+        return self._ranker.largest_joint
+
+    def joint(self, columns: Mapping[str, npt.NDArray[Any]]) -> Ints:
+        """The joint ranks of a block alone; `columns` has `rank_<signal>` [n], doubled."""
+        return self._ranker.joint(self._doubled(columns))
+
     def rank(self, columns: Mapping[str, npt.NDArray[Any]]) -> RankedBlock:
-        """Ranks inside of groups and joint ranks of a block; `columns` has `rank_<signal>` [n], doubled."""
-        return self._ranker.rank({name: columns[f"rank_{name}"] for name in self._ranker.tables})
+        """Ranks inside of groups and joint ranks of a block; `columns` as for `joint`."""
+        return self._ranker.rank(self._doubled(columns))
 
     def published(self, joint: Ints) -> Floats:
         """As JointRanker's."""
         return self._ranker.published(joint)
+
+    def _doubled(self, columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return {name: columns[f"rank_{name}"] for name in self._ranker.tables}

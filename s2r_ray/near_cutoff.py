@@ -80,7 +80,7 @@ def rows_within_noise(
     names = [name for name, weight in zip(weights.names, weights.numerators, strict=True) if weight]
     counts = {name: count_values(values[name], name) for name in names}
     ranker = joint_ranker(counts, weights)
-    joint = ranker.rank({name: values[name] for name in names}).joint
+    joint = ranker.joint({name: values[name] for name in names})
     near = NearCutoff(counts, ranker, reach)
     return [
         0

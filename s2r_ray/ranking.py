@@ -368,22 +368,43 @@ class JointRanker(Generic[R]):
         """Upper bound of `joint`: the row that is last in every signal."""
         return self.denominator * self.rows
 
+    def joint(self, columns: Mapping[str, NDArray[Any]]) -> Ints:
+        """The joint ranks of a block alone, int64[n], in its order; `columns` has the values [n] of every signal."""
+        weights = self._weights()
+        joint = np.zeros(self._size(columns), np.int64)
+        for part, name, doubled in self._look_up(columns, [name for name in self.tables if weights[name]]):
+            doubled *= weights[name]
+            joint[part] += doubled
+        return joint
+
     def rank(self, columns: Mapping[str, NDArray[Any]]) -> RankedBlock:
         """Ranks and joint ranks of a block, in its order; `columns` has the values [n] of every signal."""
-        size = len(columns[next(iter(self.tables))])
-        weight_of = dict(zip(self.weights.names, self.weights.numerators, strict=True))
+        weights, size = self._weights(), self._size(columns)
         block = RankedBlock({name: np.empty(size) for name in self.tables}, np.zeros(size, np.int64))
-        for name, table in self.tables.items():
-            if len(columns[name]) != size:
-                raise S2RError(f"signal {name} has {len(columns[name])} rows in a block of {size}")
-            for start in range(0, size, _CHUNK):
-                part = slice(start, start + _CHUNK)
-                doubled = table.doubled(columns[name][part])
-                np.multiply(doubled, 0.5, out=block.ranks[name][part])
-                if weight_of.get(name):
-                    doubled *= weight_of[name]
-                    block.joint[part] += doubled
+        for part, name, doubled in self._look_up(columns, self.tables):
+            np.multiply(doubled, 0.5, out=block.ranks[name][part])
+            doubled *= weights[name]
+            block.joint[part] += doubled
         return block
+
+    def _weights(self) -> dict[str, int]:
+        given = dict(zip(self.weights.names, self.weights.numerators, strict=True))
+        return {name: given.get(name, 0) for name in self.tables}
+
+    def _size(self, columns: Mapping[str, NDArray[Any]]) -> int:
+        sizes = {name: len(columns[name]) for name in self.tables}
+        if len(set(sizes.values())) != 1:
+            raise S2RError(f"the signals of a block have different numbers of rows: {sizes}")
+        return next(iter(sizes.values()))
+
+    def _look_up(
+        self, columns: Mapping[str, NDArray[Any]], names: Iterable[str]
+    ) -> Iterator[tuple[slice, str, Ints]]:
+        """Doubled ranks, a piece at a time that fits in the CPU's cache."""
+        for start in range(0, self._size(columns), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            for name in names:
+                yield part, name, self.tables[name].doubled(columns[name][part])
 
     def published(self, joint: Ints) -> Floats:
         """`rank_joint` as published, float64[n]: joint / denominator.
@@ -494,11 +515,11 @@ def find_cutoff(blocks: Callable[[], Iterable[Ints]], largest_joint: int, k: int
 def select_top(joint: Ints, k: int) -> Ints:
     """Positions, ascending, of the rows whose joint rank is not above the k-th lowest: k, or more with ties.
 
-    joint: int64[n], 1 <= k <= n. `order_rows` then says which of the tied rows come first.
+    joint: int64[n], none negative, 1 <= k <= n. `order_rows` then says which of the tied rows come first.
     """
     if not 1 <= k <= joint.size:
         raise S2RError(f"cannot select {k:,} of {joint.size:,} rows")
-    return np.flatnonzero(joint <= np.partition(joint, k - 1)[k - 1])
+    return np.flatnonzero(joint <= find_cutoff(lambda: [joint], int(joint.max()), k))
 
 
 def order_rows(

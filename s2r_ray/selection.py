@@ -42,7 +42,6 @@ from s2r_ray.tables import WRITTEN, release_memory
 
 _WRITTEN_ROWS = 1 << 15
 _MANIFEST_ROWS = 1 << 20
-_LAST = np.iinfo(np.int64).max
 NO_BASELINES = Baselines()
 
 
@@ -151,9 +150,9 @@ def _best(
     Equal ones come by the longer trace, then by sample id, then location. With a `share`, the k are those that fill
     `groups`.
     """
-    joint = np.full(len(candidates), _LAST, np.int64)
+    joint = np.full(len(candidates), ranker.largest_joint + 1, np.int64)
     for rows in candidates.blocks():
-        joint[rows] = ranker.rank(candidates.values(rows)).joint
+        joint[rows] = ranker.joint(candidates.values(rows))
     if share is not None:
         return fill(groups, joint, candidates.length, index, k, share)
     return order_rows(select_top(joint, k), joint, candidates.length, index, k=k)

@@ -65,17 +65,19 @@ def make(folder: Path, rows: int, seed: int) -> None:
 
 
 def ours(pool: pa.Table) -> pa.Array:
-    """Ranks of all rows, and the ids of the best, in order, with their ranks."""
+    """The ids of the best, in order, beside their values and ranks; those of the others are looked up as they are
+    written, and held by nobody."""
     columns = {name: pool[name].to_numpy() for name in WEIGHTS}
     counts = {name: count(values, name) for name, values in columns.items()}
     ranker = joint_ranker(counts, parse_weights(WEIGHTS, list(WEIGHTS)))
-    block = ranker.rank(columns)
-    published = ranker.published(block.joint)
-    ids = pool["sample_id"].chunk(0)
-    top = top_rows(block.joint, columns["length"], ids, k=max(1, pool.num_rows * SHARE // 100))
+    joint, ids = ranker.joint(columns), pool["sample_id"].chunk(0)
+    top = top_rows(joint, columns["length"], ids, k=max(1, pool.num_rows * SHARE // 100))
+    del joint
     picked = {name: values[top] for name, values in columns.items()}
-    ranks = {f"rank_{name}": values[top] for name, values in block.ranks.items()}
-    return pa.table({"sample_id": ids.take(top), **picked, **ranks, "rank_joint": published[top]})["sample_id"]
+    block = ranker.rank(picked)
+    ranks = {f"rank_{name}": values for name, values in block.ranks.items()}
+    joint_ranks = ranker.published(block.joint)
+    return pa.table({"sample_id": ids.take(top), **picked, **ranks, "rank_joint": joint_ranks})["sample_id"]
 
 
 def polars_side(pool: pa.Table) -> Callable[[], pa.Array]:
@@ -109,7 +111,7 @@ def streamed(folder: Path) -> int:
     k = max(1, ranker.rows * SHARE // 100)
 
     def joint_of(batch: pa.RecordBatch) -> Any:
-        return ranker.rank({name: batch[name].to_numpy() for name in WEIGHTS}).joint
+        return ranker.joint({name: batch[name].to_numpy() for name in WEIGHTS})
 
     cutoff = find_cutoff(lambda: map(joint_of, batches(folder, list(WEIGHTS))), ranker.largest_joint, k)
     joints, lengths, ids = [], [], []
