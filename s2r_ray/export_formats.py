@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2r_ray.pool_rows import Fetched
-from s2r_ray.tables import WRITTEN
+from s2r_ray.tables import written
 
 _TURNS = ("user", "assistant")
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -92,7 +92,7 @@ def open_writer(sink: IO[bytes], suffix: str, schema: pa.Schema) -> Iterator[Cal
             orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows.to_pylist()
         )
         return
-    with pq.ParquetWriter(sink, schema, **WRITTEN) as writer:
+    with pq.ParquetWriter(sink, schema, **written(schema)) as writer:
         yield writer.write_table
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2r_ray.storage import Place
-from s2r_ray.tables import WRITTEN, release_memory
+from s2r_ray.tables import release_memory, written
 
 _PART_ROWS = 1 << 20
 _GROUP_ROWS = 1 << 17  # divides the former
@@ -61,7 +61,7 @@ class Parts:
             self._stack.close()
             target = self._folder.child(self._name or f"part-{self._parts:05d}.parquet")
             sink = self._stack.enter_context(target.open_output())
-            self._writer = self._stack.enter_context(pq.ParquetWriter(sink, group.schema, **WRITTEN))
+            self._writer = self._stack.enter_context(pq.ParquetWriter(sink, group.schema, **written(group.schema)))
             self._parts, self._rows = self._parts + 1, 0
         if group.num_rows:
             self._writer.write_table(group)

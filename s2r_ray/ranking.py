@@ -397,9 +397,7 @@ class JointRanker(Generic[R]):
             raise S2RError(f"the signals of a block have different numbers of rows: {sizes}")
         return next(iter(sizes.values()))
 
-    def _look_up(
-        self, columns: Mapping[str, NDArray[Any]], names: Iterable[str]
-    ) -> Iterator[tuple[slice, str, Ints]]:
+    def _look_up(self, columns: Mapping[str, NDArray[Any]], names: Iterable[str]) -> Iterator[tuple[slice, str, Ints]]:
         """Doubled ranks, a piece at a time that fits in the CPU's cache."""
         for start in range(0, self._size(columns), _CHUNK):
             part = slice(start, start + _CHUNK)
@@ -471,18 +469,20 @@ class CutoffWindow:
         """Bits settled by the next pass; shared evenly, which keeps the counts in the CPU's cache."""
         return -(-self.bits // -(-self.bits // _WINDOW_BITS)) if self.bits else 0
 
-    def count(self, joint: Ints) -> Ints:
-        """How many of a block's joint ranks, int64[n], fall in each part of the window: int64[parts]."""
-        out = np.zeros(1 << self._step, np.int64)
+    def nothing(self) -> Ints:
+        """Counts of no rows: int64[parts]."""
+        return np.zeros(1 << self._step, np.int64)
+
+    def count(self, joint: Ints, counts: Ints) -> None:
+        """Add to `counts` how many of a block's joint ranks, int64[n], fall in each part of the window."""
         for chunk in _chunks(joint):
             offset = chunk - self.low
             offset = offset[(offset >= 0) & (offset < 1 << self.bits)]
             offset >>= self.bits - self._step
-            out += np.bincount(offset, minlength=out.size)
-        return out
+            np.add.at(counts, offset, 1)
 
     def narrow(self, counts: Ints) -> CutoffWindow:
-        """The part that holds the k-th joint rank; `counts` is the sum of `count` over all blocks."""
+        """The part that holds the k-th joint rank; `counts` are those of all blocks."""
         up_to = np.cumsum(counts)
         slot = int(np.searchsorted(up_to, self.place))
         if slot == counts.size:
@@ -505,9 +505,9 @@ def find_cutoff(blocks: Callable[[], Iterable[Ints]], largest_joint: int, k: int
     """
     window = cutoff_window(largest_joint, k)
     while window.bits:
-        counts = np.zeros(1 << window._step, np.int64)
+        counts = window.nothing()
         for joint in blocks():
-            counts += window.count(joint)
+            window.count(joint, counts)
         window = window.narrow(counts)
     return window.low
 

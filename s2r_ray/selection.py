@@ -38,7 +38,7 @@ from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.strata import Share, Strata, fill
-from s2r_ray.tables import WRITTEN, release_memory
+from s2r_ray.tables import release_memory, written
 
 _WRITTEN_ROWS = 1 << 15
 _MANIFEST_ROWS = 1 << 20
@@ -241,6 +241,6 @@ def _write_manifests(
             for budget, size in sizes.items():
                 if budget not in writers:
                     sink = stack.enter_context(places[budget].open_output())
-                    writers[budget] = stack.enter_context(pq.ParquetWriter(sink, rows.schema, **WRITTEN))
+                    writers[budget] = stack.enter_context(pq.ParquetWriter(sink, rows.schema, **written(rows.schema)))
                 if size > start:
                     writers[budget].write_table(rows.slice(0, size - start))

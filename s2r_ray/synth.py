@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from s2r_ray.errors import UsageError
 from s2r_ray.storage import Place
-from s2r_ray.tables import WRITTEN
+from s2r_ray.tables import written
 
 _FLAGS = pa.list_(pa.bool_())
 SCHEMA = pa.schema(
@@ -61,7 +61,7 @@ def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000) -
     for number, start in enumerate(starts):
         table = make_rows(seed, range(start, min(start + rows_per_file, rows)))
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, **WRITTEN)
+        pq.write_table(table, sink, **written(table.schema))
         place, data = folder.child(f"part-{number:05d}.parquet"), sink.getvalue().to_pybytes()
         if not place.exists() or place.read_bytes() != data:  # an unchanged file keeps its date, and is not read again
             place.write_bytes(data)

@@ -28,8 +28,15 @@ _PICKED_BYTES = 8 << 20
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-"""How this package writes Parquet. With checksums, a flipped bit is an error and not another number."""
+
+def written(schema: pa.Schema) -> dict[str, Any]:
+    """How this package writes Parquet: pyarrow's options for a table of this schema.
+
+    With checksums, a flipped bit is an error and not another number. Scores and ranks seldom repeat; looking for
+    repetitions took half of the time of writing them.
+    """
+    coded = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    return {"compression": "zstd", "write_page_checksum": True, "use_dictionary": coded or False}
 
 
 class DamagedError(S2RError):
@@ -153,4 +160,4 @@ def write_own(place: Place, table: pa.Table) -> None:
 def write_table(place: Place, table: pa.Table) -> None:
     """Write the whole table as one file; readers see the old one or the new one."""
     with place.open_output() as sink:
-        pq.write_table(table, sink, **WRITTEN)
+        pq.write_table(table, sink, **written(table.schema))

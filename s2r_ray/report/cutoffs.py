@@ -79,23 +79,21 @@ def find_cutoffs(blocks: Iterable[Doubled], wanted: Sequence[tuple[Scale, int]],
     """
     windows = [cutoff_window(scale.largest(rows), k) for scale, k in wanted]
     while any(window.bits for window in windows):
-        counts: dict[tuple[int, CutoffWindow], Ints] = {}
+        # Several of them may still look at the same window of the same scale.
+        open_ones = {
+            (scale.name, window.low, window.bits): (scale, window)
+            for (scale, _), window in zip(wanted, windows, strict=True)
+            if window.bits
+        }
+        counts = {name: window.nothing() for name, (_, window) in open_ones.items()}
         for doubled, lengths in blocks:
-            numbers: dict[int, Ints] = {}
-            for (scale, _), window in zip(wanted, windows, strict=True):
-                if not window.bits:
-                    continue
-                if id(scale) not in numbers:
-                    numbers[id(scale)] = scale.numbers(doubled, lengths)
-                same = (id(scale), CutoffWindow(window.low, window.bits, 0))
-                counts.setdefault(same, np.zeros(0, np.int64))
-            for scale_id, window in counts:
-                counted = window.count(numbers[scale_id])
-                counts[scale_id, window] = (
-                    counted if not len(counts[scale_id, window]) else counts[scale_id, window] + counted
-                )
+            numbers: dict[str, Ints] = {}
+            for name, (scale, window) in open_ones.items():
+                if scale.name not in numbers:
+                    numbers[scale.name] = scale.numbers(doubled, lengths)
+                window.count(numbers[scale.name], counts[name])
         windows = [
-            window.narrow(counts[id(scale), CutoffWindow(window.low, window.bits, 0)]) if window.bits else window
+            window.narrow(counts[scale.name, window.low, window.bits]) if window.bits else window
             for (scale, _), window in zip(wanted, windows, strict=True)
         ]
     return windows

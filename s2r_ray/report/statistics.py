@@ -211,7 +211,7 @@ class _Tallies:
         ranges = {
             name: (found.values[0], found.values[-1]) for name, found in counts.items() if name not in INDEX_SIGNALS
         }
-        ranges |= _ranges(run, [*run.extras(), *LENGTHS])
+        ranges |= run.ranges([*run.extras(), *LENGTHS])
         edges = {
             name: length_edges(*found) if name in LENGTHS else linear_edges(*found) for name, found in ranges.items()
         }
@@ -248,15 +248,6 @@ class _Tallies:
             self.density.add(values[self.judged], values["length"])
         for name, shares in self.shares.items():
             shares.add(table[self.index.labels[name]], levels)
-
-
-def _ranges(run: StoredRun, columns: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """The least and the greatest value of each column."""
-    found = dict.fromkeys(columns, (np.inf, -np.inf))
-    for block in run.numbers(columns):
-        for name, (low, high) in found.items():
-            found[name] = (min(low, float(block[name].min())), max(high, float(block[name].max())))
-    return found
 
 
 # --- cut-offs -------------------------------------------------------------------------------------

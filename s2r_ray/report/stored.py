@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from s2r_ray.baselines import baseline_place
 from s2r_ray.index import Snapshot, snapshot_place
@@ -51,9 +53,18 @@ class StoredRun:
 
     def columns(self) -> list[str]:
         """Of the ranking."""
-        with open_parquet(self._parts()[0]) as file:
-            names: list[str] = file.schema_arrow.names
-        return names
+        return list(self._footers[0].schema.names)
+
+    def ranges(self, columns: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """The least and the greatest value of each of these columns of numbers, as the ranking's footers have them."""
+        found = dict.fromkeys(columns, (float("inf"), float("-inf")))
+        for footer in self._footers:
+            place = {name: at for at, name in enumerate(footer.schema.names)}
+            for group in map(footer.row_group, range(footer.num_row_groups)):
+                for name, (low, high) in found.items():
+                    statistics = group.column(place[name]).statistics
+                    found[name] = min(low, float(statistics.min)), max(high, float(statistics.max))
+        return found
 
     def extras(self) -> list[str]:
         """The columns of the ranking that signals give beside their value, such as the label mass."""
@@ -62,7 +73,7 @@ class StoredRun:
 
     def rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """These columns of all ranked rows in order (pool, path, row, generation), a batch at a time."""
-        for part in self._parts():
+        for part in self._parts:
             yield from _batches(part, columns)
 
     def numbers(self, columns: Sequence[str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -83,9 +94,18 @@ class StoredRun:
         place = snapshot_place(self.out, self.record.snapshot)
         return Snapshot.from_json(place.read_bytes()) if place.exists() else None
 
+    @cached_property
     def _parts(self) -> list[Place]:
         folder = self.place.child("ranking")
         return [folder.child(file.path) for file in folder.files()]
+
+    @cached_property
+    def _footers(self) -> list[pq.FileMetaData]:
+        footers = []
+        for part in self._parts:
+            with open_parquet(part) as file:
+                footers.append(file.metadata)
+        return footers
 
 
 def _batches(place: Place, columns: Sequence[str] | None) -> Iterator[pa.Table]:
