@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,7 +20,8 @@ class Parts:
     """Writes tables to one file, or to `part-00000.parquet`, … of bounded size; counts reasons as they pass.
 
     Files and row groups are cut by the running number of rows alone, so the same rows give the same bytes, however
-    many tables they come in.
+    many tables they come in. A thread writes a row group while the next one is made; an error of it is raised by a
+    later call.
     """
 
     def __init__(self, folder: Place, name: str | None = None) -> None:
@@ -29,15 +31,19 @@ class Parts:
         self._writer: pq.ParquetWriter | None = None
         self._parts = self._rows = self._held = 0
         self._waiting: list[pa.Table] = []
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self.counted: dict[str, int] = {}
 
     def finish(self, *exception: Any) -> bool:
         """Write what is left and close the last file; after an exception, leave none behind."""
         if exception and exception[0] is not None:
+            self._thread.shutdown()
             return bool(self._stack.__exit__(*exception))
-        with self._stack:
+        with self._thread, self._stack:
             if self._waiting:
                 self._write(pa.concat_tables(self._waiting).combine_chunks())
+            self._written()
         return False
 
     def add(self, table: pa.Table) -> None:
@@ -56,6 +62,15 @@ class Parts:
             self._write(waiting.slice(start, _GROUP_ROWS).combine_chunks())
 
     def _write(self, group: pa.Table) -> None:
+        """Append one row group once the one before is written."""
+        self._written()
+        self._writing = self._thread.submit(self._append, group)
+
+    def _written(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _append(self, group: pa.Table) -> None:
         """Append one row group; an empty one only makes sure that there is a file."""
         if self._writer is None or (self._name is None and self._rows >= _PART_ROWS and group.num_rows):
             self._stack.close()

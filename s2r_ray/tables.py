@@ -21,6 +21,7 @@ from s2r_ray.storage import Place
 
 _NAME = b"s2r_ray"
 _AHEAD = 16
+_THREADS_ROWS = 1 << 14
 _AHEAD_ROWS = 1 << 17
 _RELEASE_ROWS = 1 << 20
 _PICKED_BYTES = 8 << 20
@@ -55,7 +56,7 @@ class DamagedError(S2RError):
 def open_parquet(place: Place, *, coded: bool = False, ahead: bool = True) -> Iterator[pq.ParquetFile]:
     """The file, its footer read; pages that have checksums are held against them.
 
-    Read from it with `use_threads=not place.is_remote`.
+    Read from it with `use_threads=use_threads(place, file)`.
 
     Args:
         coded: columns of text come as dictionary arrays, so that a value that is repeated a million times is in
@@ -77,10 +78,16 @@ def open_parquet(place: Place, *, coded: bool = False, ahead: bool = True) -> It
         yield file
 
 
+def use_threads(place: Place, file: pq.ParquetFile) -> bool:
+    """Whether pyarrow should decode columns side by side: not for an object of a store (see above), and not for a small
+    table, whose columns take less time than threads do."""
+    return not place.is_remote and file.metadata.num_rows > _THREADS_ROWS
+
+
 def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """These columns (None: all) of a whole file, rows in file order. Raises as `open_parquet` does."""
     with open_parquet(place) as file:
-        return file.read(columns=None if columns is None else list(columns), use_threads=not place.is_remote)
+        return file.read(columns=None if columns is None else list(columns), use_threads=use_threads(place, file))
 
 
 def read_own(place: Place, columns: Sequence[str] | None = None, perhaps: Sequence[str] = ()) -> pa.Table:
@@ -103,7 +110,7 @@ def read_own(place: Place, columns: Sequence[str] | None = None, perhaps: Sequen
                 raise DamagedError(place, f"it has no column {', '.join(sorted(absent))}")
             there = [name for name in perhaps if name in file.schema_arrow.names]
             wanted = None if columns is None else [*columns, *there]
-            return file.read(columns=wanted, use_threads=not place.is_remote).replace_schema_metadata()
+            return file.read(columns=wanted, use_threads=use_threads(place, file)).replace_schema_metadata()
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines() or [type(error).__name__]
         raise DamagedError(place, why[0]) from error
@@ -143,6 +150,15 @@ def read_ahead(read: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         while waiting:
             yield waiting.popleft().result()
     release_memory()
+
+
+def one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The same items (none of which is None), each made by a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def release_memory() -> None:

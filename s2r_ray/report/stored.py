@@ -17,7 +17,7 @@ from s2r_ray.publish import RunRecord
 from s2r_ray.selection import manifest_place
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
-from s2r_ray.tables import open_parquet
+from s2r_ray.tables import one_ahead, open_parquet, use_threads
 
 BATCH_ROWS = 1 << 17
 _NO_SIGNALS = ("pool", "sample_id", "file", "row", "generation", "question_key", "stratum", "trace_tokens")
@@ -111,5 +111,5 @@ class StoredRun:
 def _batches(place: Place, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     with open_parquet(place) as file:
         wanted = None if columns is None else list(columns)
-        for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=not place.is_remote):
+        for batch in one_ahead(file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=use_threads(place, file))):
             yield pa.Table.from_batches([batch])
