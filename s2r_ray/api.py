@@ -6,12 +6,13 @@ Errors are those of the command line: `UsageError` if a setting is wrong and not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from s2r_ray import pipeline
+from s2r_ray.baselines import baseline_place
 from s2r_ray.config import Config, load_config
 from s2r_ray.errors import UsageError
 from s2r_ray.progress import Progress
@@ -19,7 +20,7 @@ from s2r_ray.runs import list_runs, read_record
 from s2r_ray.selection import manifest_place
 from s2r_ray.signals.base import Signal
 from s2r_ray.storage import DEFAULT_STORAGE, Place, StorageOptions
-from s2r_ray.tables import read_table
+from s2r_ray.tables import open_parquet, read_table
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Run:
     """
 
     place: Place
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
 
     @property
     def id(self) -> str:
@@ -44,20 +45,33 @@ class Run:
         """Per cent as text -> rows selected."""
         return dict(self.record["budgets"])
 
-    def manifest(self, budget: str | float, columns: Sequence[str] | None = None) -> pa.Table:
+    def manifest(
+        self, budget: str | float, columns: Sequence[str] | None = None, baseline: str | None = None
+    ) -> pa.Table:
         """The rows that a budget selects, best first: their places in the pool, scores and ranks, no text.
 
         Args:
             budget: in per cent, such as 10 or "10%".
             columns: those to read; None for all.
+            baseline: such as "random"; None for the joint ranking.
 
         Raises:
-            UsageError: the run has no such budget.
+            UsageError: the run has no such budget, baseline or column.
         """
         (name,) = load_config(None, {"budgets": [budget]}).budgets
         if name not in self.budgets:
-            raise UsageError(f"run {self.id} has no budget of {name} %; it has {', '.join(self.budgets)} %")
-        return read_table(manifest_place(self.place, name), columns)
+            known = ", ".join(sorted(self.budgets, key=float))
+            raise UsageError(f"run {self.id} has no budget of {name} %; it has {known} %")
+        made = self.record.get("baselines") or {}
+        if baseline is not None and baseline not in made:
+            raise UsageError(f"run {self.id} has no baseline {baseline}; it has {', '.join(made) or 'none'}")
+        place = manifest_place(self.place, name) if baseline is None else baseline_place(self.place, baseline, name)
+        with open_parquet(place) as file:
+            there = file.schema_arrow.names
+        absent = [column for column in columns or () if column not in there]
+        if absent:
+            raise UsageError(f"a manifest has no column {', '.join(absent)}; it has {', '.join(there)}")
+        return read_table(place, columns)
 
 
 def run(config: Config, *, signals: Sequence[Signal] | None = None, quiet: bool = False) -> Run:

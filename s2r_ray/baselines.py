@@ -53,8 +53,14 @@ def check_baselines(names: Sequence[str], signals: Collection[str], labels: Coll
         kind, colon, label = name.partition(":")
         if name not in known and not (kind == _STRATIFIED and label in labels):
             possible = [*known, *(f"{_STRATIFIED}:{label}" for label in labels)]
-            more = "" if not colon or kind != _STRATIFIED else f"; name a column with --label {label or 'NAME'}=COLUMN"
+            more = f"; {how_to_label(label)}" if colon and kind == _STRATIFIED else ""
             raise UsageError(f"no baseline {name}; expected one of: {', '.join(possible)}{more}")
+
+
+def how_to_label(label: str) -> str:
+    """What to do for a label that no pool has."""
+    name = label or "NAME"
+    return f"`s2r run --label {name}=COLUMN`, or `labels` of a pool in the configuration, makes a label of a column"
 
 
 def baseline_folder(name: str) -> str:
@@ -75,7 +81,7 @@ def baseline_order(
     joint = _order(name, seed, out, snapshot, candidates)
     if label:
         groups = read_groups(out, snapshot, candidates, label)
-        return fill(groups, joint, candidates.length, ids, k, "proportional")
+        return fill(groups, joint, joint.max() - joint, ids, k, "proportional")  # lots decide between groups, too
     joint[candidates.left_out] = joint.max() + 1
     return order_rows(select_top(joint, k), joint, candidates.length, ids, k=k)
 

@@ -6,6 +6,7 @@ sorted. What is only for reading (ids, where a row lies) stays in the index and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2r_ray.candidates import Reason
+from s2r_ray.candidates import Reason, told_reasons
 from s2r_ray.column import Column
 from s2r_ray.errors import S2RError
 from s2r_ray.index import Snapshot, candidates_place, label_column
@@ -141,9 +142,21 @@ def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, npt.N
 
     found = sort_keys(question_keys())
     if not starts[-1]:
-        raise S2RError("nothing to rank: no trace of the pool passed the guards; see `guards` in the configuration")
+        raise S2RError(
+            f"nothing to rank: none of {indexed:,} traces passed the guards ({told_reasons(_reasons(out, snapshot))}); "
+            "see `guards` in the configuration"
+        )
     table = CandidateTable(np.array(starts), lengths.array(), marks.array(), indexed)
     return table, found.distinct, found.place(), samples.array()
+
+
+def _reasons(out: Place, snapshot: Snapshot) -> Counter[str]:
+    """How many rows of the index were left out for each reason."""
+    found: Counter[str] = Counter()
+    for index in read_units(out, snapshot, range(len(snapshot.units)), ["reason"]):
+        for item in pc.value_counts(index["reason"].drop_null().cast(pa.string())).to_pylist():
+            found[item["values"]] += item["counts"]
+    return found
 
 
 def _leave_out_duplicates(table: CandidateTable, samples: Halves, out: Place, snapshot: Snapshot) -> None:

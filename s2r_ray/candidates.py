@@ -51,9 +51,17 @@ ROW_FAULTS = (
 )
 """Reasons that say that the data is broken. The others are decisions: guards, duplicates, the choice of a trace."""
 
+_REASONS_TOLD = 5
 _QUESTION_CHARACTERS = 1 << 20
 _ID_CHARACTERS = 1024
 _EXACT_FLOAT = 2.0**53
+
+
+def told_reasons(counts: Mapping[str, int]) -> str:
+    """`unverified 2,111, not_chosen 405`: rows by reason, the most common first."""
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = [f"{sum(count for _, count in most[_REASONS_TOLD:]):,} for other reasons"] if most[_REASONS_TOLD:] else []
+    return ", ".join([f"{reason} {count:,}" for reason, count in most[:_REASONS_TOLD]] + more)
 
 
 class Guards(BaseModel):

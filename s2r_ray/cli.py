@@ -213,16 +213,21 @@ def report(
         str | None,
         typer.Option(metavar="URI", help="File to write; a path or s3://.", show_default="report.html of the run"),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Write over the file that --to names.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the report of a finished run anew, from what the run and the index have stored."""
+    from s2r_ray.errors import UsageError
     from s2r_ray.report.page import remake_report
     from s2r_ray.runs import named_run
     from s2r_ray.storage import Place
 
     options = settings.storage.options()
     out, run_id = named_run(run, settings.out_place() if settings.out else None, options)
-    place = remake_report(out, run_id, label or (), Place.of(to, options) if to else None)
+    target = Place.of(to, options) if to else None
+    if target and target.exists() and not force:
+        raise UsageError(f"--to {target} is there already; give --force to write over it")
+    place = remake_report(out, run_id, label or (), target)
     if as_json:
         print_json({"run_id": run_id, "report": place.uri})
     else:
@@ -343,7 +348,11 @@ def main() -> None:
 
 
 def _interrupt(stream: TextIO, *_: object) -> NoReturn:
-    """Ctrl-C unwinds, so that Ray and its workers end in order, within seconds; a second one ends at once."""
+    """Where Ray works, Ctrl-C unwinds, so that it and its workers end in order, within seconds; a second one ends at
+    once. Elsewhere it ends at once: an exception may be swallowed by a callback of the interpreter's own."""
+    ray = sys.modules.get("ray")
+    if ray is None or not getattr(ray, "is_initialized", bool)():
+        _stop(stream, _INTERRUPTED)
     signal.signal(signal.SIGINT, partial(_stop, stream, _INTERRUPTED))
     raise KeyboardInterrupt
 

@@ -300,7 +300,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         raise UsageError(f"--config: {error}") from error
     try:
         text = Place.of(file).read_bytes().decode("utf-8") if "://" in file else Path(file).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _OnceLoader)  # it is a safe loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -331,8 +331,28 @@ def _explain(error: ValidationError, file: str | None) -> str:
             close = difflib.get_close_matches(str(fault["loc"][-1]), _keys_at(fault["loc"][:-1]), n=1)
             lines.append(f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else ""))
         else:
-            lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{key}: {_EXPECTED.get(fault['type']) or fault['msg'].removeprefix('Value error, ')}")
     return (f"{file}: " if file else "") + "; ".join(lines)
+
+
+_EXPECTED = {
+    "model_type": "expected keys and values",
+    "dict_type": "expected keys and values",
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+}
+"""In place of words that mean something only to those who know pydantic, by its type of error."""
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _keys_at(path: tuple[int | str, ...]) -> list[str]:

@@ -28,13 +28,14 @@ from s2r_ray.pool_rows import Fetched, RunPool, fetch_rows, run_pools
 from s2r_ray.printable import one_line
 from s2r_ray.progress import Progress
 from s2r_ray.reorder import Reordered
-from s2r_ray.runs import list_runs, read_record
+from s2r_ray.runs import named_run, read_record
 from s2r_ray.selection import manifest_place
 from s2r_ray.storage import Place, StorageOptions, json_object
 from s2r_ray.tables import open_parquet
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RECORD = "s2r-export.json"
+_DATA = (".parquet", ".jsonl", ".csv", ".arrow")
 _DATASETS = "dataset_info.json"
 _LOCATION = ["file", "row", "generation"]
 _DEFAULT_STUDENT = "Qwen/Qwen2.5-7B-Instruct"
@@ -139,6 +140,8 @@ def export(
     pools = _pools(selection)
     _check_apart(to, pools)
     _check_target(data, identity, force)
+    if target != "llamafactory":
+        _check_alone(to, data)
     if target == "llamafactory":
         _check_entry(to.child(_DATASETS), name, dataset_entry(data.name), force=force)
     to.check_writable()
@@ -219,8 +222,17 @@ def _check_target(data: Place, identity: dict[str, Any], force: bool) -> None:
     known = (record.read_json() or {}).get(data.name) if record.exists() else None
     if known != identity:
         what = f"an export of {_told(known)}" if isinstance(known, dict) else "not a finished export"
+        raise UsageError(f"{data} is there already, and is {what}; give --force to replace it, or another --to")
+
+
+def _check_alone(to: Place, data: Place) -> None:
+    """Refuse a folder with other data: who loads a folder reads all that lies in it."""
+    others = [file.path for file in to.files() if file.path.endswith(_DATA) and file.path != data.name]
+    if others:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         raise UsageError(
-            f"{data} is there already, and is {what}; give --force to replace it, or another --name or --to"
+            f"{to} has other data, {one_line(others[0])}{more}, which `load_dataset` would read together with these; "
+            "give another --to"
         )
 
 
@@ -372,17 +384,7 @@ def choose_selection(
         run: the id of a run or its beginning, `latest`, or a run's folder.
         options: for reaching that folder.
     """
-    if "/" in run:
-        folder = Place.of(run, options)
-        parent, _, run_id = folder.uri.rpartition("/runs/")
-        if not parent or "/" in run_id:
-            raise UsageError(f"--run {run}: expected the folder of a run, OUT/runs/RUN_ID")
-        folder.check_reachable()
-        return find_selection(Place(parent, options), run_id, budget, baseline)
-    if out is None:
-        raise UsageError(f"--run {run}: give the output place with --out, or the folder of the run")
-    out.check_reachable()
-    return find_selection(out, list_runs(out).find(None if run == "latest" else run), budget, baseline)
+    return find_selection(*named_run(run, out, options), budget, baseline)
 
 
 def summary(exported: Exported) -> dict[str, Any]:

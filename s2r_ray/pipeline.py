@@ -6,15 +6,17 @@ change of the pool or a change of weights pays only for what is missing.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
-from s2r_ray.baselines import Baselines, baseline_folder, check_baselines
+from s2r_ray.baselines import Baselines, baseline_folder, check_baselines, how_to_label
+from s2r_ray.candidates import told_reasons
 from s2r_ray.cluster import Cluster, cluster_address, connected, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.error_rate import check_judged, check_rows
@@ -36,6 +38,7 @@ from s2r_ray.judge.prompt import load_tokenizer
 from s2r_ray.metrics import count, progressed
 from s2r_ray.models import EMBEDDED, find_tokenizer
 from s2r_ray.preflight import check_cluster, cpus_at_once
+from s2r_ray.printable import one_line
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
 from s2r_ray.ranking import Weights, parse_weights
@@ -52,6 +55,7 @@ from s2r_ray.tables import DamagedError
 
 _FAULTS_SHOWN = 5
 _REPAIRS = 20
+_LOOKED_AT = 8
 
 _T = TypeVar("_T")
 
@@ -216,7 +220,9 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
             pool = PoolIndex(root, out, mapping, config.guards, config.candidates, tokenizer)
             pools.append(pool)
             units.extend(plan_units(root, position, known))
-            _check_mapping(pool, next(unit for unit in units if unit.pool == position))
+            own = [unit for unit in units if unit.pool == position]
+            _check_mapping(pool, own[0])
+            _check_labels(pool, own, set(mapping.labels) if section.mapping else set(section.labels))
         _check_selection(config, names, _labels(pools))
         keyed = unit_keys(pools, units)
         done = indexed_keys(out)
@@ -244,8 +250,8 @@ def _check_selection(config: Config, signals: Sequence[str], labels: Sequence[st
     check_baselines(config.baselines, signals, labels)
     if config.strata is not None and config.strata.by not in labels:
         raise UsageError(
-            f"strata by {config.strata.by}: no pool has that label; expected one of: {', '.join(labels) or 'none'}, "
-            f"or name a column of the pool with --label {config.strata.by}=COLUMN"
+            f"strata by {config.strata.by}: no pool has that label; expected one of: {', '.join(labels) or 'none'}; "
+            f"{how_to_label(config.strata.by)}"
         )
 
 
@@ -339,8 +345,9 @@ def rank_and_publish(
     strata, baselines = config.strata, Baselines(config.baselines, config.seed)
     ranking = rank(out, scored.snapshot, stores, weights, config.budgets, place, strata, baselines)
     excluded = sum(ranking.excluded.values())
+    why = f" ({told_reasons(ranking.excluded)})" if excluded else ""
     inside = f" in {ranking.groups:,} groups of {strata.by}" if strata else ""
-    progress.say(f"rank: {ranking.ranked:,} traces ranked{inside}, {excluded:,} left out")
+    progress.say(f"rank: {ranking.ranked:,} traces ranked{inside}, {excluded:,} left out{why}")
     if strata and ranking.groups == 1:
         progress.say(f"warning: all ranked traces have the same {strata.by}, or none; strata by it change nothing")
     if ranking.addressing["ranked"]:
@@ -462,6 +469,27 @@ def _check_mapping(pool: PoolIndex, unit: Unit) -> None:
         return
 
 
+def _check_labels(pool: PoolIndex, units: Sequence[Unit], asked: Collection[str]) -> None:
+    """See whether columns that a user made labels of are in any of a few files of a pool; some may lack them."""
+    columns: dict[str, None] = {}
+
+    def note(found: Sequence[str], _: str) -> None:
+        columns.update(dict.fromkeys(found))
+
+    wanted = {pool.mapping.labels[label] for label in asked}
+    for unit in units[:: -(-len(units) // _LOOKED_AT)] if wanted else ():
+        with contextlib.suppress(BadFileError):
+            next(read_unit(pool.root, unit, (), note), None)
+        if wanted <= columns.keys():
+            return
+    absent = sorted(wanted - columns.keys())
+    if absent and columns:
+        raise UsageError(
+            f"label of column {', '.join(map(one_line, absent))}: there is no such column in {pool.root}; it has "
+            f"{one_line(', '.join(columns))}"
+        )
+
+
 def _judge(
     plan: Plan,
     stack: ExitStack,
@@ -476,7 +504,9 @@ def _judge(
     """Stage 2 for one signal."""
     total = done.judged.setdefault(signal.name, Judged(0, 0))
     if not len(pending):
-        progress.say(f"{signal.name}: {pending.distinct:,} distinct questions, all judged before")
+        told = f"{pending.distinct:,} distinct questions, all judged before"
+        told = told if pending.distinct else "no trace passed the guards, so there is no question to judge"
+        progress.say(f"{signal.name}: {told}")
         return
     cluster = stack.enter_context(_ray(plan))
     if not plan.fresh:  # otherwise it was checked before the first file was read

@@ -25,6 +25,7 @@ from s2r_ray.config import PoolSection
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import Snapshot
 from s2r_ray.mapping import Mapping, records
+from s2r_ray.printable import one_line
 from s2r_ray.readers import Unit, bad_file_errors, parse_lines, python_values, row_lines
 from s2r_ray.storage import DEFAULT_STORAGE, FileInfo, Place, StorageOptions
 from s2r_ray.tables import open_parquet
@@ -302,7 +303,18 @@ def _from_objects(wanted: _Wanted, lines: Sequence[bytes], texts: Mapping, origi
     if not originals:
         return Fetched(wanted.at, samples)
     names = dict.fromkeys(name for row in rows for name in row)
-    return Fetched(wanted.at, samples, pa.table({name: [row.get(name) for row in rows] for name in names}))
+    columns = {name: _column(name, [row.get(name) for row in rows], wanted) for name in names}
+    return Fetched(wanted.at, samples, pa.table(columns))
+
+
+def _column(name: str, values: list[Any], wanted: _Wanted) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise UsageError(
+            f"{wanted.place}: key {one_line(name)!r} has values of several types ({error}), which a column of Parquet "
+            "cannot have; export in another format than openr1"
+        ) from error
 
 
 def _check_end(wanted: _Wanted, rows: int) -> None:

@@ -58,7 +58,7 @@ class Stage:
         left = f", {_duration((self.total - self.done) / rate)} left" if steady else ""
         if not self.done:
             return f"{self.name}: {self.total:,} {self.unit}, starting"
-        shown = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        shown = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s" if rate >= 1 else f"{_duration(1 / rate)} each"
         return f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {shown}{left}"
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from s2r_ray.baselines import Baselines, baseline_order, baseline_place
 from s2r_ray.candidate_table import CandidateTable, load_candidates, read_units, take_rows
+from s2r_ray.candidates import told_reasons
 from s2r_ray.errors import S2RError
 from s2r_ray.groups import StratifiedRanker, rank_inside, read_groups
 from s2r_ray.index import Snapshot
@@ -90,7 +91,7 @@ def rank(
     release_memory()
     ranked = len(candidates) - int(candidates.left_out.sum())
     if not ranked:
-        reasons = ", ".join(f"{name}: {count:,}" for name, count in candidates.count_reasons().items())
+        reasons = told_reasons(candidates.count_reasons())
         raise S2RError(f"nothing to rank: all {len(candidates):,} candidates were left out ({reasons})")
     index = _Index(out, snapshot, candidates.starts, strata.by if strata else None)
     ranker, groups = _ranker(index, candidates, [*stores, *INDEX_SIGNALS], weights)

@@ -77,7 +77,8 @@ def fill(groups: Sequence[Ints], joint: Ints, lengths: npt.NDArray[Any], ids: Ta
     Args:
         groups: the rows of each group, positions in the columns.
         joint: int64[n], the order inside of groups, least first; overwritten.
-        lengths, ids: as `order_rows` has them; they settle ties.
+        lengths, ids: as `order_rows` has them; they settle ties. What stands for lengths may be anything of which
+            more comes first.
     """
     sizes = [len(rows) for rows in groups]
     chosen, places, of = [], [], []

@@ -41,7 +41,8 @@ _MARKERS = ("o", "s", "D", "^")
 _MARGINS = (0.6, 0.1, 0.3, 0.45)  # left, right, top, bottom; inches
 _WIDE, _HALF = (9.8, 4.5), (4.6, 3.0)
 _MANY_ROWS = 5000
-_LABEL_ROWS = 12
+SHOWN_VALUES = 12
+"""Of a label, the most common."""
 _LABEL_CHARACTERS = 26
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -113,7 +114,7 @@ def distribution(name: str, histogram: Histogram, budgets: Sequence[Series], lab
     figure, axes = _figure(_HALF)
     histogram = _coarse(histogram)
     edges = np.where(np.isinf(histogram.edges), 2 * histogram.edges[-2] - histogram.edges[-3], histogram.edges)
-    _area(axes, edges, histogram.pool, "pool")
+    _area(axes, edges, histogram.pool, "ranked")
     for item in budgets:
         _line(axes, edges, histogram.selected(item.number), item)
     axes.set_xlabel(label)
@@ -126,7 +127,7 @@ def lengths(histograms: dict[str, Histogram], budgets: Sequence[Series], alt: st
     """The same for lengths, on a logarithmic axis; the pool with repeats, too."""
     raw, unique = (_coarse(histograms[name]) for name in LENGTHS)
     figure, axes = _figure(_HALF)
-    _area(axes, unique.edges, unique.pool, "pool")
+    _area(axes, unique.edges, unique.pool, "ranked")
     axes.stairs(_share(raw.pool), raw.edges, color=_MUTED, linewidth=1, label="with repeats")
     for item in budgets:
         _line(axes, unique.edges, unique.selected(item.number), item)
@@ -229,13 +230,17 @@ def weights(points: Sequence[float], shares: Mapping[int, Sequence[float]], budg
 
 
 @_styled
-def shares(name: str, found: Shares, totals: npt.NDArray[np.int64], budgets: Sequence[Series], alt: str) -> str:
-    """The share of each of the most common values of a label in the pool and in each budget."""
-    rows = [value for value, _ in common_values(found)[:_LABEL_ROWS]]
+def shares(
+    name: str, found: Shares, indexed: Shares, totals: npt.NDArray[np.int64], budgets: Sequence[Series], alt: str
+) -> str:
+    """The share of each of the most common values of a label in all traces, in the ranked ones and in each budget."""
+    rows = common_values(indexed)[:SHOWN_VALUES]
     figure, axes = _figure((_HALF[0], 0.95 + 0.27 * len(rows)), fitted=True)
-    counts = np.array([found.values[value] for value in rows])
+    counts = np.array([found.of(value) for value in rows])
     places = np.arange(len(rows))
-    axes.barh(places, 100 * counts.sum(axis=1) / totals.sum(), color=_POOL, height=0.62, label="pool")
+    axes.barh(places, 100 * counts.sum(axis=1) / totals.sum(), color=_POOL, height=0.62, label="ranked")
+    before = np.array([indexed.of(value).sum() for value in rows]) / max(1, indexed.rows)
+    axes.plot(100 * before, places, "|", color=_MUTED, markersize=13, markeredgewidth=1.6, label="all traces")
     for item in budgets:
         part = counts[:, : item.number + 1].sum(axis=1) / max(1, totals[: item.number + 1].sum())
         axes.plot(100 * part, places, item.marker, color=item.colour, markersize=5, label=item.label, clip_on=False)
@@ -249,9 +254,9 @@ def shares(name: str, found: Shares, totals: npt.NDArray[np.int64], budgets: Seq
     return _svg(figure, name, alt)
 
 
-def common_values(found: Shares) -> list[tuple[str | None, npt.NDArray[np.int64]]]:
+def common_values(found: Shares) -> list[str | None]:
     """Values of a label, the most common first."""
-    return sorted(found.values.items(), key=lambda item: (-int(item[1].sum()), item[0] or ""))
+    return sorted(found.values, key=lambda value: (-int(found.of(value).sum()), value or ""))
 
 
 # --- parts of them --------------------------------------------------------------------------------
@@ -286,9 +291,9 @@ def _shares_of_rows(figure: Figure, axes: Axes) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Above the axes, the pool first."""
+    """Above the axes, the ranked rows first."""
     found = zip(*axes.get_legend_handles_labels(), strict=True)
-    entries = sorted(found, key=lambda entry: not entry[1].startswith("pool"))
+    entries = sorted(found, key=lambda entry: not entry[1].startswith("ranked"))
     if entries:
         handles, labels = zip(*entries, strict=True)
         figure.legend(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from s2r_ray.index import Snapshot, candidates_place, label_column
 from s2r_ray.readers import Unit
 from s2r_ray.report.membership import LOCATION, location_keys
 from s2r_ray.report.stored import BATCH_ROWS, StoredRun
+from s2r_ray.report.tallies import Shares
 from s2r_ray.storage import Place
 from s2r_ray.tables import DamagedError, open_parquet, read_ahead, read_own
 
@@ -78,11 +79,14 @@ def _schema(place: Place) -> list[str]:
     return names
 
 
-def labelled_rows(run: StoredRun, snapshot: Snapshot, ranked: Sequence[str], index: IndexColumns) -> Iterator[pa.Table]:
+def labelled_rows(
+    run: StoredRun, snapshot: Snapshot, ranked: Sequence[str], index: IndexColumns, indexed: Mapping[str, Shares]
+) -> Iterator[pa.Table]:
     """All ranked rows in order, a batch at a time, with these columns of the ranking and these of the index, which are
     null where a pool has none.
 
-    Both are in location order, and what the index has beside the ranked rows is skipped.
+    Both are in location order, and what the index has beside the ranked rows is skipped; but its labels are counted in
+    `indexed`, by label, one level.
 
     Raises:
         DamagedError: a unit of the index is gone or damaged, or is not the one that was ranked.
@@ -96,6 +100,10 @@ def labelled_rows(run: StoredRun, snapshot: Snapshot, ranked: Sequence[str], ind
 
     keys = (key for _, key in snapshot.units)
     for (unit, key), rows in zip(snapshot.units, read_ahead(read, keys), strict=True):
+        for name, counts in indexed.items():
+            column = index.labels[name]
+            there = rows[column] if column in rows.column_names else pa.chunked_array([pa.nulls(rows.num_rows)])
+            counts.add(there, np.zeros(rows.num_rows, np.intp))
         candidates = rows.filter(pc.is_null(rows["reason"]))
         for start in range(0, candidates.num_rows, BATCH_ROWS):
             part = candidates.slice(start, BATCH_ROWS)

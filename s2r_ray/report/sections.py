@@ -14,9 +14,8 @@ from s2r_ray.report import figures
 from s2r_ray.report.cutoffs import STEPS, Overlaps
 from s2r_ray.report.examples import Examples, Sample
 from s2r_ray.report.statistics import REPEATED, RETHINKING, Statistics
-from s2r_ray.report.tallies import Histogram, Shares
+from s2r_ray.report.tallies import Histogram
 
-_SHOWN_VALUES = 12
 _VALUE_CHARACTERS = 60
 
 
@@ -112,7 +111,7 @@ def _stages(record: RunRecord) -> Iterator[tuple[str, ...]]:
     for signal in record.fingerprints:
         judged, known = counts.get(f"{signal}_judged", 0), counts.get(f"{signal}_reused", 0)
         took = seconds.get(signal)
-        rate = f"{judged / took:,.1f} prompts" if took and judged else ""
+        rate = f"{judged / took:,.1f} prompts, start included" if took and judged else ""
         yield (
             f"judge {_words(signal)}",
             f"{_count(judged)} questions judged, {_count(known)} reused",
@@ -120,7 +119,7 @@ def _stages(record: RunRecord) -> Iterator[tuple[str, ...]]:
             rate,
         )
         if seconds.get(f"{signal}_in_workers"):
-            loading = f"of these {_seconds(seconds.get(f'{signal}_loading'))} s to load the model, at the most"
+            loading = f"judging alone; the slowest worker took {_seconds(seconds.get(f'{signal}_loading'))} s to load"
             yield f"judge {_words(signal)}, in workers", loading, _seconds(seconds[f"{signal}_in_workers"]), ""
     took = seconds.get("rank")
     rate = f"{_count(round(counts['ranked'] / took))} traces" if took else ""
@@ -136,7 +135,7 @@ def _signals(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
         if name in statistics.signals and name != "length":
             reading = (
                 f"Each line has the area of the grey one: where it is higher, {_words(name)} of that size is more "
-                "common among the selected rows than in the pool."
+                "common among the selected rows than among all ranked ones."
             )
             alt = f"Distribution of {_words(name)}. {_told(statistics, name)}"
             svg = figures.distribution(name, histogram, budgets, _words(name), alt)
@@ -177,6 +176,7 @@ def _signals(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
     )
     table = Table("Spread, ties and saturation: quantiles, distinct values, and shares of the rows", head, facts)
     text = [
+        "From here on, grey stands for all ranked traces: those that passed the guards.",
         "Rows of the same value share a rank: a signal with many ties, or with many rows at one end of its scale, "
         "cannot tell these rows apart.",
     ]
@@ -191,7 +191,7 @@ def _signals(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
 
 def _told(statistics: Statistics, name: str) -> str:
     found = statistics.signals[name].quantiles
-    return f"Half of the pool lies below {_number(found[50])}, 5 % above {_number(found[95])}."
+    return f"Half of the ranked traces lie below {_number(found[50])}, 5 % above {_number(found[95])}."
 
 
 # --- lengths --------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def _lengths(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
         row.append(_percent(int(sums.repeating[levels].sum()), number))
         rows.append(row)
     head = ("", "mean tokens", "without repeats", "taken away", "traces that repeat")
-    table = Table("Tokens of a trace, pool against selection", head, rows)
+    table = Table("Tokens of a trace, ranked against selected", head, rows)
     shown = [
         Figure(
             "lengths",
@@ -279,9 +279,9 @@ def _choice(record: RunRecord, statistics: Statistics, budgets: Sequence[figures
             "density",
             f"{_title(statistics.judged)} against length",
             figures.density(statistics, budgets, _density_alt(statistics)),
-            "The deeper the blue, the more rows of the pool lie there; a budget selects what lies above its line."
+            "The deeper the blue, the more ranked traces lie there; a budget selects what lies above its line."
             if statistics.frontiers
-            else "The deeper the blue, the more rows of the pool lie there.",
+            else "The deeper the blue, the more ranked traces lie there.",
             wide=True,
         )
     ]
@@ -380,7 +380,7 @@ def _baselines(statistics: Statistics, overlaps: Overlaps) -> list[tuple[str, li
 
 def _density_alt(statistics: Statistics) -> str:
     return (
-        f"Density of the pool over {_words(statistics.judged or '')} and length, with a line for each budget. "
+        f"Density of the ranked traces over {_words(statistics.judged or '')} and length, with a line for each budget. "
         f"{_told(statistics, statistics.judged or '')} In length, {_told(statistics, 'length')[0].lower()}"
         f"{_told(statistics, 'length')[1:]}"
     )
@@ -396,38 +396,46 @@ def _shares_told(found: Sequence[float], statistics: Statistics) -> str:
 
 def _shares(statistics: Statistics, budgets: Sequence[figures.Series]) -> Section | None:
     shown = [
-        _share_figure(number, name, found, statistics, budgets)
-        for number, (name, found) in enumerate(statistics.shares.items())
+        _share_figure(number, name, statistics, budgets)
+        for number, (name, found) in enumerate(statistics.indexed.items())
+        if any(value is not None for value in found.values)
     ]
-    shown = [figure for figure in shown if figure.table and figure.table.rows]
     if not shown:
         return None
-    return Section("shares", "Who is selected", (), (), shown)
+    text = (
+        "All traces are those of the pool, ranked are those that passed the guards: from the one to the other is the "
+        "guards' doing, from there to the budgets the ranking's.",
+    )
+    return Section("shares", "Who is selected", text, (), shown)
 
 
-def _share_figure(
-    number: int, name: str, found: Shares, statistics: Statistics, budgets: Sequence[figures.Series]
-) -> Figure:
-    totals = statistics.sums.rows
+def _share_figure(number: int, name: str, statistics: Statistics, budgets: Sequence[figures.Series]) -> Figure:
+    found, indexed, totals = statistics.shares[name], statistics.indexed[name], statistics.sums.rows
     label = one_line(_words(name), _VALUE_CHARACTERS)
     rows = []
-    values = figures.common_values(found)
-    for value, counts in values[:_SHOWN_VALUES]:
+    values = figures.common_values(indexed)
+    all_rows = indexed.rows
+    for value in values[: figures.SHOWN_VALUES]:
         shown = "(none)" if value is None else one_line(value, _VALUE_CHARACTERS)
-        rows.append((shown, _count(int(counts.sum())), *_by_group(counts, statistics)))
-    rest = found.others + sum((counts for _, counts in values[_SHOWN_VALUES:]), np.zeros_like(totals))
-    if rest.any():
-        rows.append(("all others", _count(int(rest.sum())), *_by_group(rest, statistics)))
+        before, counts = int(indexed.of(value).sum()), found.of(value)
+        rows.append((shown, _count(before), _percent(before, all_rows), *_by_group(counts, statistics)))
+    others = values[figures.SHOWN_VALUES :]
+    rest = found.others + sum((found.of(value) for value in others), np.zeros_like(totals))
+    before = int(indexed.others.sum()) + sum(int(indexed.of(value).sum()) for value in others)
+    more = ""
+    if before:
+        rows.append(("all others", _count(before), _percent(before, all_rows), *_by_group(rest, statistics)))
+        more = f" Further values, not drawn, have {_percent(before, all_rows)} of all traces."
     alt = f"Shares by {label}: " + "; ".join(
-        f"{row[0]}: {row[2]} of the pool, {row[-1]} of the largest budget" for row in rows[:5]
+        f"{row[0]}: {row[2]} of all traces, {row[3]} of the ranked, {row[-1]} of the largest budget" for row in rows[:5]
     )
     return Figure(
         f"label-{number}",
         f"By {label}",
-        figures.shares(f"label-{number}", found, totals, budgets, alt + "."),
-        "Bars are shares of the pool, marks those of the selection: a mark beyond its bar means that the selection has "
-        "more of that kind than the pool.",
-        Table(f"Shares by {label}", ("", "rows", "pool", *_budget_names(statistics)), rows),
+        figures.shares(f"label-{number}", found, indexed, totals, budgets, alt + "."),
+        "Bars are shares of the ranked traces, marks those of the selection: a mark beyond its bar means that the "
+        f"selection has more of that kind. Upright lines are shares of all traces, ranked or not.{more}",
+        Table(f"Shares by {label}", ("", "traces", "all", "ranked", *_budget_names(statistics)), rows),
     )
 
 
@@ -509,9 +517,9 @@ def _addressing(record: RunRecord, statistics: Statistics, examples: Examples) -
 
 
 def _groups(statistics: Statistics) -> list[tuple[str, slice]]:
-    """(name, its levels): the pool and each budget."""
+    """(name, its levels): all ranked rows and each budget."""
     budgets = [(f"top {budget} %", slice(0, at + 1)) for at, (budget, _) in enumerate(statistics.budgets)]
-    return [("pool", slice(None)), *budgets]
+    return [("ranked", slice(None)), *budgets]
 
 
 def _budget_names(statistics: Statistics) -> list[str]:
@@ -532,7 +540,7 @@ def _histogram_table(histogram: Histogram, statistics: Statistics, decimals: int
             for _, levels in _groups(statistics)
         ]
         rows.append((name, *shares))
-    return Table("Shares of the rows", ("", "pool", *_budget_names(statistics)), rows)
+    return Table("Shares of the rows", ("", "ranked", *_budget_names(statistics)), rows)
 
 
 def _count(number: int) -> str:

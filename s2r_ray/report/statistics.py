@@ -57,7 +57,8 @@ class Statistics:
     """What a report shows but for what `run.json` has. What is None or empty could not be had.
 
     `budgets`: (per cent, rows), the smallest first; `signals`, `histograms` (of judged signals, their extras, LENGTHS,
-    REPEATED, RETHINKING) and `shares` (of labels) by name; `judged`: the signal that is held against the length.
+    REPEATED, RETHINKING) and `shares` (of labels) by name; `indexed`: labels of all
+    traces, ranked or not; `judged`: the signal that is held against the length.
     `frontiers`: budget -> (values of that signal, least length that is selected there).
     `ties`: budget -> rows inside and outside whose joint rank is that of the last row inside.
     `baselines`: those that the run has made, by name -> rows of each budget that the baseline selects, too.
@@ -78,6 +79,7 @@ class Statistics:
     overlaps: Overlaps | None
     baselines: dict[str, tuple[int, ...]]
     shares: dict[str, Shares]
+    indexed: dict[str, Shares]
     noise: dict[str, Noise | None]
     near: dict[str, int]
     missed: pa.Table | None
@@ -102,7 +104,8 @@ def gather(run: StoredRun, snapshot: Snapshot | None, labels: Sequence[str] = ()
     tallies = _Tallies.over(run, index, counts, judged)
     members = Membership.of(run)
     missed, addressing, product = Best(MISSED), Best(ADDRESSING), 0.0
-    for table in _rows(run, snapshot, index):
+    indexed = {name: Shares.over(1) for name in index.labels}
+    for table in _rows(run, snapshot, index, indexed):
         levels = members.levels_of(table)
         values = {name: table[column].to_numpy() for name, column in run.signals.items()}
         doubled = _doubled(values, ranker)
@@ -131,6 +134,7 @@ def gather(run: StoredRun, snapshot: Snapshot | None, labels: Sequence[str] = ()
         overlaps=overlaps.finish(judged or "", names) if overlaps else None,
         baselines={name: _in_common(run, name, members) for name in run.record.baselines},
         shares=tallies.shares,
+        indexed=indexed,
         noise=margins.noise,
         near=dict(zip(names, margins.flips, strict=True)) if margins.near else {},
         missed=None if run.stratified else missed.rows,
@@ -171,10 +175,12 @@ class _Blocks:
             yield _doubled(values, self.ranker), values["length"]
 
 
-def _rows(run: StoredRun, snapshot: Snapshot | None, index: IndexColumns) -> Iterator[pa.Table]:
-    """All ranked rows with all columns, and what the index has of them."""
+def _rows(
+    run: StoredRun, snapshot: Snapshot | None, index: IndexColumns, indexed: Mapping[str, Shares]
+) -> Iterator[pa.Table]:
+    """All ranked rows with all columns, and what the index has of them; counts labels of all its rows in `indexed`."""
     columns = run.columns()
-    return run.rows(columns) if snapshot is None else labelled_rows(run, snapshot, columns, index)
+    return run.rows(columns) if snapshot is None else labelled_rows(run, snapshot, columns, index, indexed)
 
 
 def _in_common(run: StoredRun, baseline: str, members: Membership) -> tuple[int, ...]:

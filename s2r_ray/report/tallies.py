@@ -198,6 +198,15 @@ class Shares:
         """Nothing counted yet."""
         return cls({}, np.zeros(levels, np.int64))
 
+    @property
+    def rows(self) -> int:
+        """Rows counted."""
+        return int(self.others.sum()) + sum(int(counts.sum()) for counts in self.values.values())
+
+    def of(self, value: str | None) -> Ints:
+        """How many rows have this value, int64[levels]."""
+        return self.values.get(value, np.zeros(len(self.others), np.int64))
+
     def add(self, column: pa.ChunkedArray, levels: Levels) -> None:
         """Count rows by their label."""
         size, start = len(self.others), 0

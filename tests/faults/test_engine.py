@@ -67,7 +67,8 @@ def test_the_engine_process_is_killed(tmp_path: Path) -> None:
     noticed = "warning: a worker failed: EngineError: the judge failed: EngineDeadError" in said
     assert noticed or "warning: a difficulty worker died, or hung for more than 40 s, and was replaced" in said, said
     record, _ = published(out)
-    assert record["counts"]["restarts"] + record["counts"]["workers_replaced"] == 1
+    # Twice where the machine is so busy that loading again takes longer than a worker may hang.
+    assert 1 <= record["counts"]["restarts"] + record["counts"]["workers_replaced"] <= 2
     assert not [reason for reason in record["excluded"] if reason.startswith("difficulty_failed")]
     rows = judged_rows(out)
     assert record["counts"]["questions"] == len(set(rows))

@@ -320,7 +320,7 @@ def test_nothing_to_rank(inside: Callable[..., Said], work: Work, tmp_path: Path
     settings = tmp_path / "strict.yaml"
     settings.write_text("guards: {cutoff_tokens: 1}\n")
     told = inside("run", "--pool", work.pool, "--config", settings, "--out", tmp_path / "out")
-    assert_told(told, 1, "nothing to rank", "guards")
+    assert_told(told, 1, "nothing to rank", "passed the guards (", "guards")
     assert not (tmp_path / "out" / "runs").exists()
     assert not (tmp_path / "out" / "latest.json").exists()
 
@@ -462,6 +462,8 @@ def test_labels_strata_and_baselines(inside: Callable[..., Said], work: Work, tm
     told = inside("run", *scoring, "--stratify-by", "colour")
     assert_told(told, 2, "strata by colour", "answer, kind, problem_type, source", "--label colour=COLUMN")
     assert_told(inside("run", *scoring, "--baseline", "randon"), 2, "no baseline randon", "random", "stratified:kind")
+    told = inside("run", *scoring, "--label", "colour=couleur")
+    assert_told(told, 2, "label of column couleur", "it has", "problem_type")
     assert not (out / "index").exists()
     said = inside("run", *scoring, *options, "--json")
     assert said.code == 0, said.err
@@ -484,6 +486,12 @@ def test_labels_strata_and_baselines(inside: Callable[..., Said], work: Work, tm
     assert "baselines/longest" in people.out
     assert "groups of kind" in people.err
     assert_told(inside("select", "--out", out, "--strata-share", "equal"), 2, "strata.by")
+    mine = tmp_path / "mine.html"
+    assert inside("report", "--out", out, "--to", mine).code == 0
+    mine.write_text("mine")
+    assert_told(inside("report", "--out", out, "--to", mine), 2, "is there already", "--force")
+    assert mine.read_text() == "mine"
+    assert inside("report", "--out", out, "--to", mine, "--force").code == 0
 
 
 def test_synth_is_a_pool_of_its_seed(tmp_path: Path) -> None:

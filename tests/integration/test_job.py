@@ -84,7 +84,7 @@ class Site:
         """Status, exit code and the like."""
         return self.get(f"/api/jobs/{identity}")
 
-    def wait(self, identity: str, until: Callable[[], bool] = lambda: False, seconds: float = 150) -> str:
+    def wait(self, identity: str, until: Callable[[], bool] = lambda: False, seconds: float = 400) -> str:
         """Until the condition holds or the job has ended; its status."""
         limit = time.monotonic() + seconds
         while (status := str(self.job(identity)["status"])) in ("PENDING", "RUNNING") and not until():

@@ -23,7 +23,10 @@ def out(tmp_path: Path) -> str:
         (folder / "manifests").mkdir(parents=True)
         rows = pl.DataFrame({"position": [1, 2], "sample_id": ["a", f"b{position}"]})
         rows.write_parquet(folder / "manifests" / "top-2.5pct.parquet")
-        (folder / "run.json").write_text(json.dumps({"run_id": run, "budgets": {"2.5": 2}}))
+        (folder / "baselines" / "random").mkdir(parents=True)
+        rows.reverse().write_parquet(folder / "baselines" / "random" / "top-2.5pct.parquet")
+        record = {"run_id": run, "budgets": {"2.5": 2}, "baselines": {"random": "baselines/random"}}
+        (folder / "run.json").write_text(json.dumps(record))
     (tmp_path / "latest.json").write_text(json.dumps({"run_id": RUNS[1], "path": f"runs/{RUNS[1]}"}))
     return str(tmp_path)
 
@@ -46,6 +49,7 @@ def test_a_run_is_read(out: str) -> None:
     for budget in (2.5, "2.5%", "2.50"):
         assert run.manifest(budget)["sample_id"].to_pylist() == ["a", "b1"]
     assert run.manifest("2.5", ["position"]).column_names == ["position"]
+    assert run.manifest("2.5", baseline="random")["sample_id"].to_pylist() == ["b1", "a"]
     assert s2r_ray.open_run(out, "20260101").manifest("2.5")["sample_id"].to_pylist() == ["a", "b0"]
 
 
@@ -53,6 +57,10 @@ def test_what_is_not_there(out: str, tmp_path: Path) -> None:
     """Catches: a traceback about a missing file in place of what there is."""
     with pytest.raises(s2r_ray.UsageError, match=r"no budget of 10 %; it has 2\.5 %"):
         s2r_ray.open_run(out).manifest(10)
+    with pytest.raises(s2r_ray.UsageError, match="no column nope; it has position, sample_id"):
+        s2r_ray.open_run(out).manifest(2.5, ["nope"])
+    with pytest.raises(s2r_ray.UsageError, match="no baseline longest; it has random"):
+        s2r_ray.open_run(out).manifest(2.5, baseline="longest")
     with pytest.raises(s2r_ray.UsageError, match="budget"):
         s2r_ray.open_run(out).manifest("much")
     with pytest.raises(s2r_ray.UsageError, match="no run 2027"):

@@ -75,14 +75,17 @@ def check_manifest(found: pd.DataFrame, order: Sequence[str], ranking: pd.DataFr
     pd.testing.assert_frame_equal(found.drop(columns="position").set_index("sample_id"), ranking.loc[order[:size]])
 
 
-def in_groups(frame: pd.DataFrame, share: str, columns: list[str], ascending: list[bool]) -> list[str]:
-    """The slow way: sort each group, give each row its priority, sort them."""
+def in_groups(
+    frame: pd.DataFrame, share: str, columns: list[str], ascending: list[bool], lots: str | None = None
+) -> list[str]:
+    """The slow way: sort each group, give each row its priority, sort them; equal ones by lots, or the longer first."""
     keyed = []
     for _, group in frame.groupby("stratum", dropna=False):
         ordered = group.sort_values(columns, ascending=ascending)
-        for place, (name, length) in enumerate(ordered[LENGTH].items(), start=1):
+        settling = ordered[lots] if lots else -ordered[LENGTH]
+        for place, (name, first) in enumerate(settling.items(), start=1):
             priority = Fraction(2 * place - 1, len(group)) if share == "proportional" else Fraction(place)
-            keyed.append((priority, -length, name))
+            keyed.append((priority, first, name))
     return [str(name) for *_, name in sorted(keyed)]
 
 
@@ -136,7 +139,7 @@ def test_baselines_equal_brute_force(out: Place, candidates: pd.DataFrame, tmp_p
         "longest": frame.sort_values([LENGTH, "id"], ascending=[False, True]).index,
         "shortest": frame.sort_values([LENGTH, "id"]).index,
         "difficulty": frame.sort_values(["difficulty", LENGTH, "id"], ascending=[False, False, True]).index,
-        "stratified:source": in_groups(frame, "proportional", ["stratified:source"], [True]),
+        "stratified:source": in_groups(frame, "proportional", ["stratified:source"], [True], "stratified:source"),
     }
     assert set(orders) == set(NAMES)
     for name, order in orders.items():

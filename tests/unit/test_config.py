@@ -209,6 +209,11 @@ def test_mistakes(overrides: dict[str, Any], expected: str) -> None:
         ("just words\n", "expected keys and values, found str"),
         ("a: [1\n", "cannot read the configuration file"),
         ("a: !!python/object:os.system x\n", "cannot read the configuration file"),
+        ("out: a\nout: b\n", "'out' is there twice"),
+        (
+            "judge: x\nstrata: source\npools: y\n",
+            "pools: expected a list; judge: expected keys and values; strata: exp",
+        ),
     ],
 )
 def test_odd_files(text: str, expected: str, tmp_path: Path) -> None:

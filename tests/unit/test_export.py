@@ -283,6 +283,16 @@ def test_the_same_again_changes_nothing_and_others_are_refused(stored: Stored, t
         export(stored.selection("25"), "jsonl", Place.of(tmp_path / "other"), QUIET)
 
 
+def test_a_folder_has_one_export(stored: Stored, tmp_path: Path) -> None:
+    """Would catch a selection and a baseline in one folder, which `load_dataset` would mix without a word."""
+    to = Place.of(tmp_path / "to")
+    export(stored.selection("25"), "trl", to, QUIET)
+    for form, name in (("trl", "other"), ("jsonl", None)):
+        with pytest.raises(UsageError, match=r"has other data, train\.parquet, which"):
+            export(stored.selection("100"), form, to, QUIET, name=name)
+    export(stored.selection("100"), "llamafactory", to, QUIET)  # names each data set by itself
+
+
 def test_datasets_of_others_stay(stored: Stored, tmp_path: Path) -> None:
     """A folder of LLaMA-Factory holds many data sets: would catch one being lost, or our entry over another's."""
     to = tmp_path / "to"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_shares(case: tuple[StoredRun, Statistics]) -> None:
             }
         assert sum(int(counts.sum()) for counts in shares.values.values()) == len(rows)
         assert not shares.others.any()
+        assert {value: int(count.sum()) for value, count in found.indexed[name].values.items()} == indexed_labels(
+            run, name
+        )
+
+
+def indexed_labels(run: StoredRun, name: str) -> dict[str | None, int]:
+    """How many rows of the index have each value of a label, ranked or not."""
+    counts: Counter[str | None] = Counter()
+    for file in Path(run.out.child("index").uri).rglob("*.candidates.parquet"):
+        table = pq.read_table(file)
+        column = f"label_{name}"
+        counts.update(table[column].to_pylist() if column in table.column_names else [None] * table.num_rows)
+    return dict(counts)
 
 
 def test_signals(case: tuple[StoredRun, Statistics]) -> None:
