@@ -212,7 +212,7 @@ def test_mistakes(overrides: dict[str, Any], expected: str) -> None:
         ("out: a\nout: b\n", "'out' is there twice"),
         (
             "judge: x\nstrata: source\npools: y\n",
-            "pools: expected a list; judge: expected keys and values; strata: exp",
+            "pools: expected a list; judge: expected keys and values; strata: e",
         ),
     ],
 )
