@@ -16,6 +16,10 @@ Halves = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 
 
+_DIGITS = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)
+"""The two hexadecimal digits of each byte, as they lie in memory."""
+
+
 def halves(keys: pa.Array | pa.ChunkedArray) -> tuple[Halves, Halves]:
     """The first and the last eight bytes of each key, as numbers that sort as the bytes do: uint64[n] twice."""
     numbers = _bytes(keys).reshape(-1).view(">u8").reshape(-1, 2)
@@ -25,9 +29,7 @@ def halves(keys: pa.Array | pa.ChunkedArray) -> tuple[Halves, Halves]:
 def hexadecimal(keys: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Each key in 32 digits, null where the key is."""
     data = _bytes(keys)
-    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
-    text = np.empty((len(data), 32), np.uint8)
-    text[:, 0::2], text[:, 1::2] = digits[data >> 4], digits[data & 15]
+    text = _DIGITS[data]
     offsets = pa.py_buffer(np.arange(0, 32 * len(data) + 1, 32, dtype=np.int32))
     valid = keys.is_valid().combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys.is_valid()
     mask = valid.buffers()[1] if keys.null_count else None

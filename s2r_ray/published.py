@@ -43,17 +43,19 @@ def left_out_rows(index: pa.Table, unit: int, snapshot: Snapshot, candidates: Ca
 
     `index`: their columns LEFT_OUT; `first`: the position among all candidates of the first candidate in there.
     """
-    candidate = np.flatnonzero(index["reason"].is_null().to_numpy())
+    ranked = index["reason"].is_null().to_numpy()
+    candidate = np.flatnonzero(ranked)
     faults = candidates.reasons(first, first + len(candidate))
     which = np.full(index.num_rows, -1, np.int64)
     which[candidate[faults["at"].to_numpy() - first]] = np.arange(faults.num_rows)
+    rows = np.flatnonzero(~ranked | (which >= 0))
+    index, which = index.take(pa.array(rows)), which[rows]
     at = pa.array(which, mask=which < 0)
     reason = index["reason"].cast(pa.string())
     detail = pc.if_else(pc.is_valid(reason), index["detail"], faults["detail"].take(at))
     reason = pc.coalesce(reason, faults["reason"].take(at))
     units = np.full(index.num_rows, unit, np.int32)
-    rows = pa.table({**_location(index, units, snapshot), "reason": reason, "detail": detail})
-    return rows.filter(pc.is_valid(reason))
+    return pa.table({**_location(index, units, snapshot), "reason": reason, "detail": detail})
 
 
 def unreadable_files(snapshot: Snapshot) -> pa.Table:

@@ -33,10 +33,11 @@ _R = TypeVar("_R")
 def written(schema: pa.Schema) -> dict[str, Any]:
     """How this package writes Parquet: pyarrow's options for a table of this schema.
 
-    With checksums, a flipped bit is an error and not another number. Scores and ranks seldom repeat; looking for
+    With checksums, a flipped bit is an error and not another number. Scores, ranks and keys seldom repeat; looking for
     repetitions took half of the time of writing them.
     """
-    coded = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    unlike = (pa.types.is_floating, pa.types.is_fixed_size_binary)
+    coded = [field.name for field in schema if not any(kind(field.type) for kind in unlike)]
     return {"compression": "zstd", "write_page_checksum": True, "use_dictionary": coded or False}
 
 
