@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import mimetypes
 import os
 import re
 import tempfile
@@ -257,12 +258,14 @@ class Place:
             yield cast("IO[bytes]", sink)
             sink.flush()
             size = sink.tell()
+            kind = mimetypes.guess_type(self.uri)[0]  # without it a browser saves a page in place of showing it
+            about = {"ContentType": kind} if kind else {}
             if size <= _ONE_PUT_BYTES:
                 sink.seek(0)
-                self.filesystem().pipe_file(self.uri, sink.read())
+                self.filesystem().pipe_file(self.uri, sink.read(), **about)
                 return
             try:
-                self.filesystem().put_file(sink.name, self.uri, chunksize=_ONE_PUT_BYTES // 2)
+                self.filesystem().put_file(sink.name, self.uri, chunksize=_ONE_PUT_BYTES // 2, **about)
             except FileNotFoundError:
                 # "No such upload": it was completed, and the answer to that was lost.
                 if self.filesystem().info(self.uri)["size"] != size:

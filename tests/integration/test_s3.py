@@ -136,6 +136,9 @@ def test_a_run_on_s3_equals_a_run_on_disk(server: Server, pool: Path, tmp_path: 
     assert_left_behind(out, {record.run_id: BUDGETS})
     assert json.loads(out.child("latest.json").read_bytes()) == {"run_id": record.run_id, "path": f"runs/{place.name}"}
 
+    page = place.child("report.html")
+    assert page.filesystem().info(page.uri)["ContentType"] == "text/html", "a browser would save it, not show it"
+
     again, _ = pipeline.run(remote, quiet, signals=[HashJudge()])
     assert (again.counts["units_read"], again.counts["difficulty_judged"]) == (0, 0)
     assert_left_behind(out, {record.run_id: BUDGETS, again.run_id: BUDGETS})
