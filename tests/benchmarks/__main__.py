@@ -15,11 +15,13 @@ from s2r_ray.publish import installed_versions
 from tests.benchmarks import (
     bench_driver,
     bench_export,
+    bench_growth,
     bench_judge,
     bench_nightly,
     bench_ranking,
     bench_report,
     bench_scaling,
+    bench_select,
     bench_tokens,
 )
 from tests.benchmarks.table import Row, quietly, show
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=250, help="work of each actor of the scaling rows")
     parser.add_argument("--driver", type=int, default=10_000_000, help="samples to drive a run over")
     parser.add_argument("--pool", type=float, default=1000, help="megabytes of the pool to export from")
+    parser.add_argument("--scores", type=int, default=1_000_000, help="samples of the select and growth rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
@@ -46,6 +49,8 @@ def main() -> None:
         (bench_report.run, given.driver),
         (bench_scaling.run, given.seconds),
         (bench_export.run, given.pool),
+        (bench_select.run, given.scores),
+        (bench_growth.run, given.scores),
     ]
     rows: list[Row] = []
     for bench, size in parts:

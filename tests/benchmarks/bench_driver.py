@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -62,18 +62,24 @@ def make(out: Place, rows: int, units: int, seed: int, batch: int = BATCH) -> No
     One candidate in a thousand repeats another's question and trace; beside each hundred candidates lies a row that
     the guards left out.
     """
-    plan = plan_of(out, rows, units)
-    stores = ScoreStore.of(out, plan.signals[0])
-    bounds = np.linspace(0, rows, len(plan.units) + 1).astype(int)
+    stores = ScoreStore.of(out, plan_of(out, rows, units).signals[0])
     with ThreadPoolExecutor(_WRITERS) as threads:
-        for number, (_, key) in enumerate(plan.units):
-            rng = np.random.default_rng([seed, number])
-            candidates, questions = unit_tables(rng, int(bounds[number + 1] - bounds[number]))
-            write_table(candidates_place(out, key), candidates.cast(plan.pools[0].schema))
-            write_table(questions_place(out, key), questions)
+        for rng, questions in make_index(out, rows, units, seed):
             scores = scores_of(rng, questions["question_key"].combine_chunks())
             parts = (scores.slice(start, batch) for start in range(0, scores.num_rows, batch))
             list(threads.map(stores.append, parts))
+
+
+def make_index(out: Place, rows: int, units: int, seed: int) -> Iterator[tuple[np.random.Generator, pa.Table]]:
+    """The index alone, unit by unit as this is gone through: (the dice of a unit, its questions)."""
+    plan = plan_of(out, rows, units)
+    bounds = np.linspace(0, rows, len(plan.units) + 1).astype(int)
+    for number, (_, key) in enumerate(plan.units):
+        rng = np.random.default_rng([seed, number])
+        candidates, questions = unit_tables(rng, int(bounds[number + 1] - bounds[number]))
+        write_table(candidates_place(out, key), candidates.cast(plan.pools[0].schema))
+        write_table(questions_place(out, key), questions)
+        yield rng, questions
 
 
 def unit_tables(rng: np.random.Generator, rows: int) -> tuple[pa.Table, pa.Table]:
