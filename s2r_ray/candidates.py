@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s2r_ray.injection import addresses_judge
 from s2r_ray.mapping import MISSING, Record, Trace
+from s2r_ray.pieces import Terms, response_terms, unique_terms
 from s2r_ray.printable import brief, one_line
 from s2r_ray.rethinking import count_rethinking
 from s2r_ray.tokens import TokenCounter
-from s2r_ray.trace import reasoning, without_repeats
+from s2r_ray.trace import reasoning_span, steps
+from s2r_ray.utf8 import Utf8
 
 Choice = Literal["first", "longest", "all"]
 
@@ -55,6 +57,7 @@ _REASONS_TOLD = 5
 _QUESTION_CHARACTERS = 1 << 20
 _ID_CHARACTERS = 1024
 _EXACT_FLOAT = 2.0**53
+_THINK = "<think>\n"
 
 
 def told_reasons(counts: Mapping[str, int]) -> str:
@@ -77,9 +80,11 @@ class Guards(BaseModel):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Entry:
-    """One trace in the pool index. Lengths are in tokens of the student's tokenizer, None where not counted.
+    """One trace in the pool index; filled in step by step.
+
+    Lengths are in tokens of the student's tokenizer, None where not counted.
 
     `rethinking_words` are those of a candidate, counted after repeat removal as `trace_tokens_unique` is (see
     `count_rethinking`). `reason` is None for a candidate. `generation` is -1 for a row that has no trace at all.
@@ -103,11 +108,11 @@ class Entry:
     labels: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def content_key(*texts: str) -> bytes:
+def content_key(*texts: str | Utf8) -> bytes:
     """16 bytes that stand for these texts, in this order: BLAKE2b over length-prefixed UTF-8."""
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
+        data = text.data if isinstance(text, Utf8) else text.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return digest.digest()
@@ -120,39 +125,44 @@ def entries(records: Sequence[Record], guards: Guards, choice: Choice, counter: 
     traces is fit. `first` takes the first that passed, `longest` the one with most tokens after repeat removal
     (the first of equals), `all` every one.
     """
-    rows = [_check_flags(record, guards) for record in records]
-    checked = [item for row in rows for item in row]
-    measured = _measure(checked, guards, counter)
-    result: list[Entry] = []
+    fit: list[_Fit] = []
+    rows = [_check_row(record, guards, fit) for record in records]
+    _measure(fit, guards, counter)
     for row in rows:
-        result.extend(_choose([next(measured) for _ in row], choice))
-    fit = [place for place, entry in enumerate(result) if entry.reason is None]
-    words = count_rethinking([checked[place].unique for place in fit])
-    for place, count in zip(fit, words.tolist(), strict=True):
-        result[place] = replace(result[place], rethinking_words=count)
-    return result
+        _choose(row, choice)
+    chosen = [item for item in fit if item.entry.reason is None]
+    words = count_rethinking([item.unique() for item in chosen])
+    for item, count in zip(chosen, words.tolist(), strict=True):
+        item.entry.rethinking_words = count
+    return [entry for row in rows for entry in row]
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """An entry on its way, with the texts still needed to measure it."""
+@dataclass(slots=True)
+class _Fit:
+    """An entry that is still in the running, with its texts. `span` is where in the response the trace is; `steps` are
+    the trace's, `kept` each of them once."""
 
     entry: Entry
-    question: str = ""
-    response: str = ""
-    trace: str = ""
-    unique: str = ""
+    question: str
+    response: str
+    span: tuple[int, int]
+    trace: str
+    steps: list[str]
+    kept: list[str]
+
+    def repeats(self) -> bool:
+        return len(self.kept) < len(self.steps)
+
+    def unique(self) -> str:
+        """As `without_repeats` of the trace."""
+        return "\n\n".join(self.kept) if self.repeats() else self.trace
 
 
-def _check_flags(record: Record, guards: Guards) -> list[_Checked]:
+def _check_row(record: Record, guards: Guards, fit: list[_Fit]) -> list[Entry]:
+    """The entries of a row, unmeasured. Adds to `fit` those that have no reason so far."""
     name, bad_id = _id(record.id)
+    sample_id = f"row-{record.row}" if name is None else name
     question = record.question
-    base = Entry(
-        sample_id=f"row-{record.row}" if name is None else name,
-        row=record.row,
-        generation=-1,
-        labels=record.labels,
-    )
     fault: tuple[Reason | None, str | None] = (None, None)
     if not record.traces:
         fault = Reason.EMPTY, "no trace"
@@ -162,33 +172,46 @@ def _check_flags(record: Record, guards: Guards) -> list[_Checked]:
         fault = Reason.BAD_ID, bad_id
     else:
         fault = _text_fault("question", question, _QUESTION_CHARACTERS)
+    generations = [trace.generation for trace in record.traces] or [-1]
+    row = [
+        Entry(f"{sample_id}#{max(generation, 0)}", record.row, generation, labels=record.labels)
+        for generation in generations
+    ]
     if fault[0]:
-        generations = [trace.generation for trace in record.traces] or [-1]
-        return [_Checked(_left_out(_numbered(base, generation), fault[0], fault[1])) for generation in generations]
-    base = replace(base, question_key=content_key(question), addresses_judge=addresses_judge(question))
-    return [_check_trace(question, trace, base, guards, by_content=name is None) for trace in record.traces]
+        for entry in row:
+            _leave_out(entry, *fault)
+        return row
+    key, addressing = content_key(question), addresses_judge(question)
+    for entry, trace in zip(row, record.traces, strict=True):
+        entry.question_key, entry.addresses_judge = key, addressing
+        _check_trace(entry, question, trace, guards, fit, by_content=name is None)
+    return row
 
 
-def _check_trace(question: str, trace: Trace, base: Entry, guards: Guards, *, by_content: bool) -> _Checked:
+def _check_trace(
+    entry: Entry, question: str, trace: Trace, guards: Guards, fit: list[_Fit], *, by_content: bool
+) -> None:
     response = response_text(trace)
-    base = _numbered(base, trace.generation)
-    fault, detail = _text_fault("trace", response, None)
-    if fault:
-        return _Checked(_left_out(base, fault, detail))
-    key = content_key(question, response)
-    base = replace(base, sample_id=key.hex() if by_content else base.sample_id, sample_key=key)
-    fault, detail = _flag_fault(trace, guards)
-    if fault:
-        return _Checked(_left_out(base, fault, detail))
-    span = trace.thinking if isinstance(trace.thinking, str) and trace.thinking else reasoning(response)
-    if not span.strip():
-        return _Checked(_left_out(base, Reason.EMPTY, "trace is blank"))
-    return _Checked(base, question, response, span, without_repeats(span))
-
-
-def _numbered(base: Entry, generation: int) -> Entry:
-    """`id#generation`; without an id the row number stands in, until there is content to name it by."""
-    return replace(base, generation=generation, sample_id=f"{base.sample_id}#{max(generation, 0)}")
+    reason, detail = _text_fault("trace", response, None)
+    if reason:
+        return _leave_out(entry, reason, detail)
+    entry.sample_key = content_key(question, response)
+    if by_content:
+        entry.sample_id = entry.sample_key.hex()
+    reason, detail = _flag_fault(trace, guards)
+    if reason:
+        return _leave_out(entry, reason, detail)
+    response = str(response)
+    start, end = reasoning_span(response)
+    if thinking := _decoded(trace.thinking):
+        start, end = len(_THINK), len(_THINK) + len(thinking)
+    text = response[start:end]
+    if not text or text.isspace():
+        return _leave_out(entry, Reason.EMPTY, "trace is blank")
+    entry.trace_characters = len(text)
+    found = steps(text)
+    fit.append(_Fit(entry, question, response, (start, end), text, found, list(dict.fromkeys(found))))
+    return None
 
 
 def _id(value: Any) -> tuple[str | None, str | None]:
@@ -216,22 +239,31 @@ def _id(value: Any) -> tuple[str | None, str | None]:
 def response_text(trace: Trace) -> Any:
     """What a student would learn to write: reasoning kept apart comes before the answer, between thinking marks.
 
-    A string, or, where the values do not make one, the value that is at fault.
+    Text (`str` or `Utf8`), or, where the values do not make one, the value that is at fault.
     """
     if trace.thinking is None:
         return trace.response
-    if not isinstance(trace.thinking, str) or not isinstance(trace.response, str | None):
-        return trace.thinking if not isinstance(trace.thinking, str) else trace.response
-    return f"<think>\n{trace.thinking}\n</think>\n\n{trace.response or ''}"
+    thinking, response = _decoded(trace.thinking), _decoded(trace.response)
+    if not isinstance(thinking, str):
+        return thinking
+    return f"{_THINK}{thinking}\n</think>\n\n{response or ''}" if isinstance(response, str | None) else response
+
+
+def _decoded(value: Any) -> Any:
+    return str(value) if isinstance(value, Utf8) else value
 
 
 def _text_fault(name: str, text: Any, most: int | None) -> tuple[Reason | None, str | None]:
     """What is wrong with a text of at most so many characters."""
-    if not isinstance(text, str):
+    if isinstance(text, Utf8):
+        blank = text.is_blank()
+    elif not isinstance(text, str):
         return Reason.NOT_A_STRING, f"{name} is {'null' if text is None else type(text).__name__}"
-    if most is not None and len(text) > most:
+    elif most is not None and len(text) > most:
         return Reason.TOO_LARGE, f"{name} has {len(text):,} characters, at most {most:,}"
-    return (None, None) if text.strip() else (Reason.EMPTY, f"{name} is blank")
+    else:
+        blank = not text or text.isspace()
+    return (Reason.EMPTY, f"{name} is blank") if blank else (None, None)
 
 
 def _flag_fault(trace: Trace, guards: Guards) -> tuple[Reason | None, str | None]:
@@ -245,43 +277,36 @@ def _flag_fault(trace: Trace, guards: Guards) -> tuple[Reason | None, str | None
     return None, None
 
 
-def _measure(checked: Sequence[_Checked], guards: Guards, counter: TokenCounter) -> Any:
-    """The entries in order, those still in the running with their lengths and the cutoff applied."""
-    fit = [item for item in checked if item.entry.reason is None]
-    questions, responses, traces = (
-        counter.count([getattr(item, name) for item in fit]) for name in ("question", "response", "trace")
-    )
-    unique = traces.copy()
-    repetitive = [place for place, item in enumerate(fit) if item.unique is not item.trace]
-    unique[repetitive] = counter.count([fit[place].unique for place in repetitive])
-    measured = zip(*(lengths.tolist() for lengths in (questions, responses, traces, unique)), strict=True)
-    for item in checked:
-        if item.entry.reason is not None:
-            yield item.entry
-            continue
-        question_tokens, response_tokens, trace_tokens, trace_tokens_unique = next(measured)
-        entry = replace(
-            item.entry,
-            question_tokens=question_tokens,
-            response_tokens=response_tokens,
-            trace_tokens=trace_tokens,
-            trace_tokens_unique=trace_tokens_unique,
-            trace_characters=len(item.trace),
-        )
-        total = question_tokens + response_tokens
+def _measure(fit: Sequence[_Fit], guards: Guards, counter: TokenCounter) -> None:
+    """Enter the lengths and apply the cutoff."""
+    lengths = counter.count_sums([terms for item in fit for terms in _terms(item, counter.can_cut)]).reshape(-1, 4)
+    for item, counts in zip(fit, lengths.tolist(), strict=True):
+        entry = item.entry
+        entry.question_tokens, entry.response_tokens, entry.trace_tokens, entry.trace_tokens_unique = counts
+        total = counts[0] + counts[1]
         if guards.cutoff_tokens and total > guards.cutoff_tokens:
-            entry = _left_out(entry, Reason.OVER_CUTOFF, f"{total} tokens, at most {guards.cutoff_tokens}")
-        yield entry
+            _leave_out(entry, Reason.OVER_CUTOFF, f"{total} tokens, at most {guards.cutoff_tokens}")
 
 
-def _choose(row: list[Entry], choice: Choice) -> list[Entry]:
+def _terms(item: _Fit, can_cut: bool) -> tuple[Terms, Terms, Terms, Terms]:
+    """What to count for question, response, trace and trace without repeats."""
+    shared = response_terms(item.response, item.span) if can_cut else None
+    response, trace = shared or ([(item.response, 1)], [(item.trace, 1)])
+    unique: Terms | None = trace
+    if item.repeats():
+        unique = unique_terms(item.trace, item.steps, item.kept, trace) if can_cut else None
+    return [(item.question, 1)], response, trace, unique or [(item.unique(), 1)]
+
+
+def _choose(row: list[Entry], choice: Choice) -> None:
     fit = [entry for entry in row if entry.reason is None]
     if choice == "all" or len(fit) <= 1:
-        return row
+        return
     chosen = fit[0] if choice == "first" else max(fit, key=lambda entry: entry.trace_tokens_unique or 0)
-    detail = f"generation {chosen.generation} of the row was chosen"
-    return [entry if entry.reason or entry is chosen else _left_out(entry, Reason.NOT_CHOSEN, detail) for entry in row]
+    for entry in fit:
+        if entry is not chosen:
+            _leave_out(entry, Reason.NOT_CHOSEN, f"generation {chosen.generation} of the row was chosen")
 
 
-def _left_out(entry: Entry, reason: Reason, detail: str | None) -> Entry:
-    return replace(entry, reason=str(reason), detail=detail)
+def _leave_out(entry: Entry, reason: Reason | None, detail: str | None) -> None:
+    entry.reason, entry.detail = str(reason), detail

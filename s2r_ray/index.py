@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -169,11 +170,11 @@ class _Columns:
     def __post_init__(self) -> None:
         self.rows = {name: [] for name in (*SCHEMA.names, *map(label_column, self.labels))}
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entries: Sequence[Entry]) -> None:
         for name in SCHEMA.names:
-            self.rows[name].append(getattr(entry, name))
+            self.rows[name].extend(map(attrgetter(name), entries))
         for label in self.labels:
-            self.rows[label_column(label)].append(entry.labels.get(label))
+            self.rows[label_column(label)].extend(entry.labels.get(label) for entry in entries)
 
 
 def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
@@ -187,7 +188,8 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     counter = _counter(pool)
     columns = _Columns(tuple(pool.mapping.labels))
     try:
-        for batch in read_unit(pool.root, unit, pool.mapping.columns(), pool.mapping.check):
+        wanted, long = pool.mapping.columns(), pool.mapping.trace_columns()
+        for batch in read_unit(pool.root, unit, wanted, pool.mapping.check, undecoded=long):
             _add_batch(columns, batch, pool)
     except (BadFileError, UsageError) as error:
         return UnitOutcome(key, unit.path, repeated=take_repeated(), error=str(error))
@@ -208,12 +210,12 @@ def _add_batch(columns: _Columns, batch: Batch, pool: PoolIndex) -> None:
     rows = list(records(batch.columns, batch.first_row, pool.mapping))
     good = [record for record in rows if record.row - batch.first_row not in batch.faults]
     texts = {record.row: record.question for record in good}
-    for entry in entries(good, pool.guards, pool.choice, _counter(pool)):
-        columns.add(entry)
+    found = entries(good, pool.guards, pool.choice, _counter(pool))
+    columns.add(found)
+    for entry in found:
         if entry.reason is None and entry.question_key is not None:
             columns.questions.setdefault(entry.question_key, texts[entry.row])
-    for offset, fault in batch.faults.items():
-        columns.add(_faulty_row(batch.first_row + offset, fault))
+    columns.add([_faulty_row(batch.first_row + offset, fault) for offset, fault in batch.faults.items()])
 
 
 def _faulty_row(row: int, fault: str) -> Entry:

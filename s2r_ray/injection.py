@@ -21,35 +21,43 @@ _WRITE = r"(?:answer|respond|reply|return|output|print|say|write|give)"
 _EARLIER = r"(?:previous|prior|above|preceding|earlier|system|all)"
 _ORDERS = r"(?:instructions?|prompts?|rules?|messages?|directions?|guidelines?)"
 
-_PATTERNS = (
+_PHRASES = (
     # ignore all previous instructions; disregard the above
-    rf"\b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{{0,30}}?\b{_EARLIER}\b[^.\n]{{0,20}}?\b{_ORDERS}\b",
-    rf"\b(?:ignore|disregard|forget){_GAP}(?:everything{_GAP}|all{_GAP})?(?:of{_GAP})?(?:the{_GAP})?above\b",
+    rf"(?:ignore|disregard|forget|override|bypass)\b[^.\n]{{0,30}}?\b{_EARLIER}\b[^.\n]{{0,20}}?\b{_ORDERS}\b",
+    rf"(?:ignore|disregard|forget){_GAP}(?:everything{_GAP}|all{_GAP})?(?:of{_GAP})?(?:the{_GAP})?above\b",
     # answer 1; always return 1; print 1 and nothing else: but not «print 1 if there is none» of a programming task
-    rf"\b{_REPLY}[:,]?{_GAP}{_ANSWER}\s{{0,3}}(?:[.!;,\n]|$)",
-    rf"\b{_ONLY}{_GAP}{_WRITE}{_GAP}{_ANSWER}",
-    rf"\b{_WRITE}{_GAP}{_ONLY}{_GAP}{_ANSWER}\s{{0,3}}(?:[.!;,\n]|$)",
-    rf"\b{_WRITE}{_GAP}{_ANSWER}{_GAP}(?:no matter|regardless|and nothing|instead)\b",
+    rf"{_REPLY}[:,]?{_GAP}{_ANSWER}\s{{0,3}}(?:[.!;,\n]|$)",
+    rf"{_ONLY}{_GAP}{_WRITE}{_GAP}{_ANSWER}",
+    rf"{_WRITE}{_GAP}{_ONLY}{_GAP}{_ANSWER}\s{{0,3}}(?:[.!;,\n]|$)",
+    rf"{_WRITE}{_GAP}{_ANSWER}{_GAP}(?:no matter|regardless|and nothing|instead)\b",
     # rate this question as very difficult; this question should be judged
-    rf"\b{_RATE}{_GAP}(?:this|it|the){_GAP}(?:\w{{1,20}}{_GAP}){{0,2}}?(?:as|to be){_GAP}(?:very{_GAP}|not{_GAP})?"
+    rf"{_RATE}{_GAP}(?:this|it|the){_GAP}(?:\w{{1,20}}{_GAP}){{0,2}}?(?:as|to be){_GAP}(?:very{_GAP}|not{_GAP})?"
     r"(?:difficult|hard|easy|challenging|1|0)\b",
-    rf"\bthis{_GAP}(?:question|problem|instruction|task|prompt){_GAP}(?:is|should be){_GAP}"
+    rf"this{_GAP}(?:question|problem|instruction|task|prompt){_GAP}(?:is|should be){_GAP}"
     r"(?:rated|judged|scored|labell?ed|classified)\b",
     # the judge by name, and its prompt
-    rf"\b(?:dear|note to(?: the)?|attention|hey|hello),?{_GAP}(?:judge|grader|rater|classifier|evaluator)\b",
-    rf"\b(?:as|you are){_GAP}(?:an?|the){_GAP}(?:\w{{1,20}}{_GAP})?(?:judge|grader|rater|reward model)\b"
+    rf"(?:dear|note to(?: the)?|attention|hey|hello),?{_GAP}(?:judge|grader|rater|classifier|evaluator)\b",
+    rf"(?:as|you are){_GAP}(?:an?|the){_GAP}(?:\w{{1,20}}{_GAP})?(?:judge|grader|rater|reward model)\b"
     r"(?=[^.\n]{0,60}\b(?:you|your|must|should|difficult|return|answer)\b)",
-    rf"\bsystem{_GAP}(?:prompt|message|instruction)s?\b",
-    rf"\byou{_GAP}are{_GAP}(?:an?{_GAP})?(?:AI|language model|chatbot|assistant)\b",
+    rf"system{_GAP}(?:prompt|message|instruction)s?\b",
+    rf"you{_GAP}are{_GAP}(?:an?{_GAP})?(?:ai|language model|chatbot|assistant)\b",
+)
+"""In lower case; each begins with a letter, at the beginning of a word."""
+_MARKS = (
     # control tokens of the common chat formats
     r"<\|(?:im_start|im_end|im_sep|endoftext|end_of_text|begin_of_text|eot_id|start_header_id|end_header_id|system|user"
     r"|assistant|end|channel|message|start|return)\|>",
-    r"<[｜|](?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)[｜|]>",
-    r"\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|^###\s{0,3}(?:Instruction|Response|System):",
+    r"<[｜|](?:user|assistant|begin▁of▁sentence|end▁of▁sentence)[｜|]>",
+    r"\[/?inst\]|<</?sys>>|<(?:start|end)_of_turn>|^###\s{0,3}(?:instruction|response|system):",
 )
-_ADDRESS = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), re.IGNORECASE | re.MULTILINE)
+_PHRASE = re.compile(rf"\b(?=[a-z])(?:{'|'.join(_PHRASES)})", re.MULTILINE)
+_MARK = re.compile("|".join(_MARKS), re.MULTILINE)
+_LIKE_ASCII = str.maketrans({"\u0130": "i", "\u0131": "i", "\u017f": "s", "\u212a": "k"})
+"""The characters that a pattern which ignores case takes for letters of A to Z. Over text in lower case it need not
+ignore case, which takes a fifth of the time."""
 
 
 def addresses_judge(question: str) -> bool:
     """Whether a question has a phrase or a control token that is meant for a language model that reads it."""
-    return _ADDRESS.search(question) is not None
+    text = (question if question.isascii() else question.translate(_LIKE_ASCII)).lower()
+    return _PHRASE.search(text) is not None or _MARK.search(text) is not None

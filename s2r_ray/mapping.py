@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -78,6 +78,12 @@ class Mapping(BaseModel):
         flags = [self.verified, self.complete, self.finish_reason, *self.labels.values()]
         return tuple(dict.fromkeys(name for name in [*named, *flags] if name))
 
+    def trace_columns(self) -> tuple[str, ...]:
+        """The columns of which traces are made, and nothing else is."""
+        found = [name for name in (self.traces, self.thinking) if name]
+        others = self.model_copy(update={"traces": None, "thinking": None}).columns()
+        return tuple(name for name in found if name not in others)
+
     def optional(self) -> tuple[str, ...]:
         """Columns that a file may lack: labels, and parts of the question after the first, as Alpaca's `input`."""
         return (*self.question[1:], *self.labels.values())
@@ -102,9 +108,8 @@ class Mapping(BaseModel):
             )
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One generation of a row, not yet checked: values are whatever the file holds.
+class Trace(NamedTuple):
+    """One generation of a row, not yet checked: values are whatever the file holds, text is `str` or `Utf8`.
 
     `generation` is the position in the row's list. A flag is None when the mapping has no column for it, and
     `MISSING` when there is a column but no value for this generation.
@@ -147,7 +152,7 @@ def records(columns: dict[str, list[Any]], first_row: int, mapping: Mapping) -> 
             row=first_row + position,
             id=values[mapping.id] if mapping.id else None,
             question=question,
-            traces=tuple(_traces(responses, thinking, values, mapping)),
+            traces=_traces(responses, thinking, values, mapping),
             labels={label: _label(values[name]) for label, name in mapping.labels.items()},
             fault=_uneven(values, mapping),
         )
@@ -210,24 +215,19 @@ def _as_list(value: Any) -> list[Any]:
     return [value]
 
 
-def _traces(responses: list[Any], thinking: list[Any], values: dict[str, Any], mapping: Mapping) -> Iterator[Trace]:
-    def flag(column: str | None, generation: int) -> Any:
-        if column is None:
-            return None
-        value = values[column]
-        if isinstance(value, list):
-            value = value[generation] if generation < len(value) else None
-        return MISSING if value is None else value
+def _traces(responses: list[Any], thinking: list[Any], values: dict[str, Any], mapping: Mapping) -> tuple[Trace, ...]:
+    count = len(responses)
+    flags = (_flags(values, column, count) for column in (mapping.verified, mapping.complete, mapping.finish_reason))
+    return tuple(map(Trace, range(count), responses, thinking, *flags))
 
-    for generation, response in enumerate(responses):
-        yield Trace(
-            generation=generation,
-            response=response,
-            thinking=thinking[generation],
-            verified=flag(mapping.verified, generation),
-            complete=flag(mapping.complete, generation),
-            finish_reason=flag(mapping.finish_reason, generation),
-        )
+
+def _flags(values: dict[str, Any], column: str | None, count: int) -> list[Any]:
+    """One for each generation."""
+    if column is None:
+        return [None] * count
+    value = values[column]
+    found = _padded(value[:count], count) if isinstance(value, list) else [value] * count
+    return [MISSING if flag is None else flag for flag in found]
 
 
 def _label(value: Any) -> str | None:

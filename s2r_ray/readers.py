@@ -7,7 +7,7 @@ import contextlib
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
@@ -21,6 +21,7 @@ from s2r_ray.parquet_footer import chunk_sizes
 from s2r_ray.printable import one_line
 from s2r_ray.storage import FileInfo, Place
 from s2r_ray.tables import open_parquet
+from s2r_ray.utf8 import undecoded_texts
 
 # What one task may be made to hold, whatever a file unpacks to.
 _BATCH_ROWS = 128
@@ -64,8 +65,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a file: each column's values, equally long. `faults`: offset in the batch -> what is wrong there; such
-    a row's values are None."""
+    """Rows of a file: each column's values, equally long; text is `str`, or `Utf8` where that was asked for. `faults`:
+    offset in the batch -> what is wrong there; such a row's values are None."""
 
     first_row: int
     columns: dict[str, list[Any]]
@@ -130,22 +131,29 @@ def _split(root: Place, pool: int, file: FileInfo) -> list[Unit]:
 
 
 def read_unit(
-    root: Place, unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str], str], None]
+    root: Place,
+    unit: Unit,
+    columns: Sequence[str],
+    check: Callable[[Sequence[str], str], None],
+    undecoded: Collection[str] = (),
 ) -> Iterator[Batch]:
     """The unit's rows in file order.
 
     Args:
         columns: what to read; nothing else is decoded. One that `check` lets the file lack is None in every row.
         check: called with the columns that the file has and its address before the first batch.
+        undecoded: columns whose text may come as `Utf8`.
 
     Raises:
         BadFileError: the file cannot be read (to the end), or it is made to unpack to far more than its size.
         StoreError: its store does not answer, which says nothing about the file.
     """
     place = root.child(unit.path)
-    read = _read_parquet if unit.path.endswith(".parquet") else _read_jsonl
     with bad_file_errors(place):
-        yield from read(place, unit, columns, lambda found: check(found, str(place)))
+        if unit.path.endswith(".parquet"):
+            yield from _read_parquet(place, unit, columns, lambda found: check(found, str(place)), undecoded)
+        else:
+            yield from _read_jsonl(place, unit, columns, lambda found: check(found, str(place)))
 
 
 @contextlib.contextmanager
@@ -161,7 +169,11 @@ def bad_file_errors(place: Place) -> Iterator[None]:
 
 
 def _read_parquet(
-    place: Place, unit: Unit, columns: Sequence[str], check: Callable[[Sequence[str]], None]
+    place: Place,
+    unit: Unit,
+    columns: Sequence[str],
+    check: Callable[[Sequence[str]], None],
+    undecoded: Collection[str],
 ) -> Iterator[Batch]:
     with open_parquet(place, coded=True) as file:
         found = file.schema_arrow.names
@@ -177,10 +189,10 @@ def _read_parquet(
         for batch in file.iter_batches(
             _BATCH_ROWS, row_groups=groups, columns=present, use_threads=not place.is_remote
         ):
-            for part in _bounded(batch):
-                unpacked += _unpacked_bytes(part)
+            for part, size in _bounded(batch):
+                unpacked += size
                 _check_expansion(unpacked, unit)
-                values, faults = python_values(part)
+                values, faults = python_values(part, undecoded)
                 yield Batch(row, {name: values.get(name, [None] * part.num_rows) for name in columns}, faults)
                 row += part.num_rows
 
@@ -206,13 +218,15 @@ def _check_expansion(unpacked: int, unit: Unit) -> None:
         raise ValueError(f"its {unit.size:,} bytes unpack to more than {_EXPANSION} times as many; not read further")
 
 
-def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch, or its rows one by one if together they are too large to be unpacked at once."""
-    if _unpacked_bytes(batch) <= _BATCH_BYTES:
-        yield batch
+def _bounded(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """The batch, or its rows one by one if together they are too large to be unpacked at once; with unpacked bytes."""
+    size = _unpacked_bytes(batch)
+    if size <= _BATCH_BYTES:
+        yield batch, size
         return
     for row in range(batch.num_rows):
-        yield batch.slice(row, 1)
+        part = batch.slice(row, 1)
+        yield part, _unpacked_bytes(part)
 
 
 def _unpacked_bytes(values: Any) -> int:
@@ -230,14 +244,20 @@ def _unpacked_bytes(values: Any) -> int:
     return int(values.nbytes)
 
 
-def python_values(batch: pa.RecordBatch) -> tuple[dict[str, list[Any]], dict[int, str]]:
-    """The columns as Python values, and what is wrong with the rows that have none: offset -> fault."""
+def python_values(
+    batch: pa.RecordBatch, undecoded: Collection[str] = ()
+) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """The columns as Python values, and what is wrong with the rows that have none: offset -> fault. Text of the
+    columns in `undecoded` may come as `Utf8`."""
     if batch.num_rows == 1 and (size := _unpacked_bytes(batch)) > _ROW_BYTES:
         return {name: [None] for name in batch.schema.names}, {0: _too_large(size)}
     values, faults = {}, {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if isinstance(column, pa.DictionaryArray):
             column = column.dictionary_decode()  # a dictionary array's own way to Python values is slow
+        if name in undecoded and (texts := undecoded_texts(column)) is not None:
+            values[name] = texts
+            continue
         try:
             values[name] = column.to_pylist()
         except (ValueError, OverflowError):

@@ -7,6 +7,7 @@ and the reference counts instead, with a warning.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,11 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from s2r_ray.judge.prompt import load_tokenizer
+from s2r_ray.pieces import Terms
 
 logger = logging.getLogger(__name__)
 
+_CUTTABLE = tuple(
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for digits in (r"\p{N}", r"\p{N}{1,3}")
+)
+"""How Qwen2 and Llama 3 split text before they merge. See `_can_cut`."""
 _CHECK_TEXTS = 64
 _CHECK_CHARACTERS = 4096
+_SHORT = 64
 _SAMPLE = (
     "",
     " ",
@@ -39,7 +48,8 @@ _SAMPLE = (
 class TokenCounter:
     """Counts tokens under one tokenizer. Open once per process (`open_counter` caches).
 
-    `exact_library` names what counts: "gigatoken" or "tokenizers".
+    `exact_library` names what counts: "gigatoken" or "tokenizers". `can_cut`: a text may be cut between a line end and
+    what is not white space, and the tokens of its parts added up.
     """
 
     def __init__(self, tokenizer_dir: str) -> None:
@@ -47,6 +57,7 @@ class TokenCounter:
         self._reference.no_truncation()
         self._reference.no_padding()
         self._fast: Any = _open_gigatoken(tokenizer_dir, self._reference)
+        self.can_cut = _can_cut(self._reference)
         self._unchecked = True
         if self._fast is not None:
             self._check(_SAMPLE)
@@ -64,6 +75,27 @@ class TokenCounter:
             self._check([text[:_CHECK_CHARACTERS] for text in texts[:_CHECK_TEXTS]])
             self._unchecked = False
         return self._count_fast(texts) if self._fast is not None else self._count_reference(texts)
+
+    def count_sums(self, sums: Sequence[Terms]) -> npt.NDArray[np.int32]:
+        """The sum of tokens over the terms of each: int32[len(sums)].
+
+        A text that is in several is counted once: a long one if it is the same object, which costs no look at it.
+        """
+        texts: list[str] = []
+        places: dict[str | int, int] = {}
+        numbers, factors, ends = [], [], [0]
+        for terms in sums:
+            for text, factor in terms:
+                place = places.setdefault(text if len(text) < _SHORT else id(text), len(texts))
+                if place == len(texts):
+                    texts.append(text)
+                numbers.append(place)
+                factors.append(factor)
+            ends.append(len(numbers))
+        counts = self.count(texts)
+        running = np.zeros(len(numbers) + 1, np.int64)
+        np.cumsum(counts[numbers] * np.array(factors, np.int64), out=running[1:])
+        return np.diff(running[ends]).astype(np.int32)
 
     def _check(self, texts: Sequence[str]) -> None:
         try:
@@ -89,6 +121,31 @@ class TokenCounter:
     def _count_reference(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
         return np.fromiter((len(encoding.ids) for encoding in encodings), np.int32, len(texts))
+
+
+def _can_cut(tokenizer: Any) -> bool:
+    """Whether it can be shown that texts may be cut after line ends.
+
+    With the patterns of `_CUTTABLE` it may. Every alternative that matches a line end matches nothing but white space
+    after it, so no match crosses such a cut. Nor does what lies behind the cut change a match before it: the one
+    alternative that looks ahead is tried where no line end is in the white space to come, and the text before the cut
+    ends with one. NFC joins nothing to a line end. Added tokens must not have a line end in them, nor take white space
+    or look at words beside them.
+    """
+    try:
+        normalizer = json.loads(tokenizer.normalizer.__getstate__()) if tokenizer.normalizer else None
+        splitter = json.loads(tokenizer.pre_tokenizer.__getstate__()) if tokenizer.pre_tokenizer else None
+        added = tokenizer.get_added_tokens_decoder().values()
+    except (AttributeError, TypeError, ValueError):
+        return False
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    known = [
+        {"type": "Sequence", "pretokenizers": [{**split, "pattern": {"Regex": pattern}}, byte_level]}
+        for pattern in _CUTTABLE
+    ]
+    plain = not any(t.lstrip or t.rstrip or t.single_word or "\n" in t.content for t in added)
+    return plain and normalizer in (None, {"type": "NFC"}) and splitter in known
 
 
 def _open_gigatoken(tokenizer_dir: str, reference: Any) -> Any:

@@ -9,27 +9,37 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def reasoning(response: str) -> str:
-    """The text between the thinking marks if there are any, else the whole response.
+    """The text between the thinking marks if there are any, else the whole response."""
+    start, end = reasoning_span(response)
+    return response[start:end]
+
+
+def reasoning_span(response: str) -> tuple[int, int]:
+    """Where the reasoning begins and ends, marks left out.
 
     A span that is opened and never closed runs to the end; one that is closed and never opened begins at the
-    start (chat templates often open it in the prompt). Marks themselves are left out.
+    start (chat templates often open it in the prompt).
     """
     for opening, closing in _SPANS:
         start = response.find(opening)
         end = response.find(closing, max(start, 0))
         if start < 0 and end < 0:
             continue
-        return response[start + len(opening) if start >= 0 else 0 : end if end >= 0 else len(response)]
-    return response
+        return start + len(opening) if start >= 0 else 0, end if end >= 0 else len(response)
+    return 0, len(response)
+
+
+def steps(trace: str) -> list[str]:
+    """What blank lines separate, stripped, in order."""
+    return [step for step in map(str.strip, _BLANK_LINES.split(trace)) if step]
 
 
 def without_repeats(trace: str) -> str:
     """The trace without steps that repeat an earlier step exactly.
 
-    Steps are what blank lines separate, stripped. A trace that repeats nothing comes back as it is; otherwise the
-    steps that remain are joined by one blank line. (Repeat removal before counting: Select2Reason v3, as
-    summarised; the definition of a step is this project's.)
+    A trace that repeats nothing comes back as it is; otherwise the steps that remain are joined by one blank line.
+    (Repeat removal before counting: Select2Reason v3, as summarised; the definition of a step is this project's.)
     """
-    steps = [step for step in map(str.strip, _BLANK_LINES.split(trace)) if step]
-    kept = list(dict.fromkeys(steps))
-    return trace if len(kept) == len(steps) else "\n\n".join(kept)
+    found = steps(trace)
+    kept = list(dict.fromkeys(found))
+    return trace if len(kept) == len(found) else "\n\n".join(kept)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from s2r_ray.candidates import Entry, Guards, Reason, content_key, entries
 from s2r_ray.mapping import Mapping, preset, records
+from s2r_ray.pieces import Terms
 
 LISTS = Mapping(question=("q",), traces="t", id="i", verified="v", complete="c", finish_reason="f")
 BARE = Mapping(question=("q",), traces="t")
@@ -25,10 +26,11 @@ class WordCounter:
     """Counts words, so that expected lengths can be seen in the texts."""
 
     exact_library = "words"
+    can_cut = True
 
-    def count(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
-        """int32[len(texts)]."""
-        return np.array([len(text.split()) for text in texts], np.int32)
+    def count_sums(self, sums: Sequence[Terms]) -> np.ndarray[Any, Any]:
+        """int32[len(sums)]."""
+        return np.array([sum(factor * len(text.split()) for text, factor in terms) for terms in sums], np.int32)
 
 
 def enter(

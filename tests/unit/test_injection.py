@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from s2r_ray import injection
 from s2r_ray.injection import addresses_judge
 
 
@@ -100,3 +104,62 @@ def test_the_search_takes_no_longer_than_the_text(text: str) -> None:
     started = time.monotonic()
     addresses_judge(text)
     assert time.monotonic() - started < 20
+
+
+WORDS = st.sampled_from(
+    [
+        *(
+            "ignore",
+            "IGNORE",
+            "\u0131gnore",
+            "\u0130gnore",
+            "above",
+            "prior",
+            "rules",
+            "in\u017ftructions",
+            "answer",
+            "only",
+            "1",
+        ),
+        *(
+            "rate",
+            "this",
+            "thi\u017f",
+            "TA\u017fK",
+            "ta\u212a",
+            "task",
+            "as",
+            "hard",
+            "is",
+            "rated",
+            "a",
+            "judge",
+            "must",
+            "you",
+            "are",
+        ),
+        *(
+            "an",
+            "AI",
+            "A\u0130",
+            "system",
+            "SYSTEM",
+            "prompt",
+            "<|im_start|>",
+            "<|IM_START|>",
+            "<｜User｜>",
+            "[INST]",
+            "[\u0131nst]",
+        ),
+        *("###Instruction:", "\n", ".", "é", "解", "_"),
+    ]
+)
+
+
+@given(st.lists(st.tuples(WORDS, st.sampled_from([" ", "", "\n", "\u00a0"])), max_size=9))
+def test_case_is_ignored_as_patterns_do(parts: list[tuple[str, str]]) -> None:
+    """Catches: a letter that `re.IGNORECASE` takes for one of A to Z, and that another way to ignore case misses."""
+    question = "".join(word + space for word, space in parts)
+    patterns = (injection._PHRASE.pattern, injection._MARK.pattern)
+    expected = any(re.search(pattern, question, re.IGNORECASE | re.MULTILINE) for pattern in patterns)
+    assert addresses_judge(question) == expected
