@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from s2r_ray.cluster import cluster_address
 from s2r_ray.config import JudgeSection, WorkersSection
 from s2r_ray.engines import EngineError, EngineSettings, open_engine
 from s2r_ray.errors import S2RError, UsageError
@@ -33,7 +34,10 @@ _PARALLEL_SHARED_MEMORY = 1 << 30
 
 @dataclass(frozen=True)
 class DifficultySettings:
-    """A judge that was found, and how it is read. `states_share`: its head was trained to state 0..1 itself."""
+    """A judge that was found, and how it is read. `states_share`: its head was trained to state 0..1 itself.
+
+    `threads`: of an engine on the CPU; None: as many as Ray counts CPUs for its worker.
+    """
 
     judge: JudgeSection
     workers: WorkersSection
@@ -43,6 +47,7 @@ class DifficultySettings:
     context: int
     label_ids: tuple[int, int]
     states_share: bool = False
+    threads: int | None = None
 
 
 class Difficulty:
@@ -86,6 +91,7 @@ class Difficulty:
                 context=min(longest, judge.max_prompt_tokens + 1),
                 label_ids=encoder.label_ids,
                 states_share=config.get("problem_type") == "regression",
+                threads=_threads(workers),
             )
         )
 
@@ -117,7 +123,7 @@ class Difficulty:
             gpus = float(workers.tensor_parallel) if gpus_in_cluster or wanted else 0.0
         return Resources(
             workers=(workers.judges_min, workers.judges_max),
-            cpus=workers.cpus_per_judge,
+            cpus=workers.cpus_per_judge or 1,
             gpus=gpus,
             accelerator_type=workers.accelerator_type,
             custom=workers.judge_resources,
@@ -148,6 +154,7 @@ class Difficulty:
                 gpu_memory_utilization=settings.judge.gpu_memory_utilization,
                 trust_remote_code=settings.judge.trust_remote_code,
                 deterministic=settings.judge.deterministic,
+                threads=settings.threads,
             ),
         )
 
@@ -190,6 +197,14 @@ class Difficulty:
             elif share < least:
                 faults[position] = Fault(Status.NO_ANSWER, f"label mass {share:.3g}, at least {least:g}")
         return faults
+
+
+def _threads(workers: WorkersSection) -> int | None:
+    """Ray gives a worker one thread for each CPU that it counts for it. On a Ray of our own, of which little else is
+    asked while judges work, they may have all cores."""
+    if workers.cpus_per_judge is not None or cluster_address(workers.address):
+        return None
+    return max(1, (os.cpu_count() or 1) // workers.judges_max)
 
 
 def _check_shared_memory(needed: int) -> None:
