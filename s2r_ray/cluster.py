@@ -259,7 +259,7 @@ def stream_actors(
         warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")
         dataset = dataset.map_batches(
             _Worker,
-            fn_constructor_args=(worker, worker_arguments),
+            fn_constructor_args=(worker, worker_arguments, resources.threads),
             batch_size=1,
             batch_format="pyarrow",
             # One that is slow must not sit on more than the item it works on and the next.
@@ -290,7 +290,9 @@ class _Load:
 class _Worker:
     """Adapts a worker, which takes whole tables."""
 
-    def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, worker: type, arguments: tuple[Any, ...], threads: int | None) -> None:
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # native libraries read it when they are loaded
         self._worker = worker(*arguments)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -24,7 +24,7 @@ class EngineSettings:
 
     `model` is a local folder. `context` is the longest prompt plus one token, in tokens. `deterministic`: an answer
     depends on its prompt alone, to the last bit, not on what else is in the batch (on the same device, libraries and
-    number of threads). `threads`: on the CPU; None: torch's default, which Ray sets to the CPUs that it counts.
+    number of threads).
     """
 
     model: str
@@ -35,7 +35,6 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.9
     trust_remote_code: bool = False
     deterministic: bool = False
-    threads: int | None = None
 
 
 class Engine(Protocol):

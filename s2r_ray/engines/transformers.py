@@ -21,8 +21,6 @@ class TransformersEngine:
 
         loader: Any = AutoModelForCausalLM if settings.kind == "labels" else AutoModelForSequenceClassification
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self._device == "cpu" and settings.threads is not None:
-            torch.set_num_threads(settings.threads)
         try:
             model = loader.from_pretrained(
                 settings.model,

@@ -32,8 +32,6 @@ class VllmEngine:
         if not torch.cuda.is_available():
             # vLLM compiles some of its own functions even with `enforce_eager`, which needs a C++ compiler on the CPU.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-            if settings.threads is not None:
-                torch.set_num_threads(settings.threads)
         from vllm import LLM
         from vllm.platforms import current_platform
 

@@ -34,10 +34,7 @@ _PARALLEL_SHARED_MEMORY = 1 << 30
 
 @dataclass(frozen=True)
 class DifficultySettings:
-    """A judge that was found, and how it is read. `states_share`: its head was trained to state 0..1 itself.
-
-    `threads`: of an engine on the CPU; None: as many as Ray counts CPUs for its worker.
-    """
+    """A judge that was found, and how it is read. `states_share`: its head was trained to state 0..1 itself."""
 
     judge: JudgeSection
     workers: WorkersSection
@@ -47,7 +44,6 @@ class DifficultySettings:
     context: int
     label_ids: tuple[int, int]
     states_share: bool = False
-    threads: int | None = None
 
 
 class Difficulty:
@@ -91,7 +87,6 @@ class Difficulty:
                 context=min(longest, judge.max_prompt_tokens + 1),
                 label_ids=encoder.label_ids,
                 states_share=config.get("problem_type") == "regression",
-                threads=_threads(workers),
             )
         )
 
@@ -124,6 +119,7 @@ class Difficulty:
         return Resources(
             workers=(workers.judges_min, workers.judges_max),
             cpus=workers.cpus_per_judge or 1,
+            threads=None if gpus else _threads(workers),
             gpus=gpus,
             accelerator_type=workers.accelerator_type,
             custom=workers.judge_resources,
@@ -154,7 +150,6 @@ class Difficulty:
                 gpu_memory_utilization=settings.judge.gpu_memory_utilization,
                 trust_remote_code=settings.judge.trust_remote_code,
                 deterministic=settings.judge.deterministic,
-                threads=settings.threads,
             ),
         )
 
@@ -200,8 +195,7 @@ class Difficulty:
 
 
 def _threads(workers: WorkersSection) -> int | None:
-    """Ray gives a worker one thread for each CPU that it counts for it. On a Ray of our own, of which little else is
-    asked while judges work, they may have all cores."""
+    """On a Ray of our own little else is asked of the machine while judges work: they may have all cores."""
     if workers.cpus_per_judge is not None or cluster_address(workers.address):
         return None
     return max(1, (os.cpu_count() or 1) // workers.judges_max)

@@ -295,8 +295,9 @@ def test_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def threads(**workers: Any) -> int | None:
         found = Difficulty.from_config(JudgeSection(model=str(folder)), WorkersSection(**workers))
+        assert found.resources(1).threads is None
         assert found.resources(0).cpus == workers.get("cpus_per_judge", 1)
-        return found.settings.threads
+        return found.resources(0).threads
 
     assert threads() == 8
     assert threads(judges_max=3) == 2
