@@ -11,8 +11,10 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -71,14 +73,56 @@ def connected(address: str | None, *, cpus: float = 0, logs: bool = False) -> It
     try:
         with captured() as path, _connection(address, cpus, logs=False) as cluster:
             yield cluster
-    except (TooManyErrors, DamagedError):
+    except (TooManyErrors, DamagedError, UsageError):
         if path is not None:
             path.unlink(missing_ok=True)  # nothing in it about these
         raise
-    except UsageError:
-        raise
     except S2RError as error:
         raise S2RError(f"{str(error).rstrip('.')}. Logs of Ray and the engine: {path}") from error
+
+
+class Connection:
+    """A connection to Ray for all stages, made when it is first asked for; as `connected`, whose arguments it takes.
+
+    Leaving the block ends it. A Ray of our own can be started ahead of that, beside other work: it takes seconds, in
+    which this process does little more than wait.
+    """
+
+    def __init__(self, address: str | None, *, cpus: float = 0, logs: bool = False) -> None:
+        self._make = partial(connected, address, cpus=cpus, logs=logs)
+        self._local = not cluster_address(address)
+        self._stack = ExitStack()
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: Future[Cluster] | None = None
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        if self._ahead is not None:
+            self._ahead.exception()  # waits
+        try:
+            return self._stack.__exit__(*exception)
+        finally:
+            self._thread.shutdown()
+
+    def start_ahead(self) -> None:
+        """Begin to start a Ray of our own; with a cluster, or Ray here already, nothing happens."""
+        if not self._local:
+            return
+        import ray  # not in the thread: the caller goes on to import what may be part of it
+
+        if not ray.is_initialized():
+            self._ahead = self._thread.submit(self._stack.enter_context, self._make())
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """What Ray has.
+
+        Raises:
+            UsageError: the address does not answer.
+        """
+        return self._ahead.result() if self._ahead is not None else self._stack.enter_context(self._make())
 
 
 @contextmanager
@@ -215,7 +259,7 @@ def stream_actors(
         warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")
         dataset = dataset.map_batches(
             _Worker,
-            fn_constructor_args=(worker, worker_arguments),
+            fn_constructor_args=(worker, worker_arguments, resources.threads),
             batch_size=1,
             batch_format="pyarrow",
             # One that is slow must not sit on more than the item it works on and the next.
@@ -246,7 +290,9 @@ class _Load:
 class _Worker:
     """Adapts a worker, which takes whole tables."""
 
-    def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, worker: type, arguments: tuple[Any, ...], threads: int | None) -> None:
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # native libraries read it when they are loaded
         self._worker = worker(*arguments)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -136,7 +136,12 @@ class WorkersSection(_Section):
     gpus_per_judge: float | None = Field(
         None, ge=0, description="GPUs that one judge takes; null: tensor_parallel, or 0 without GPUs"
     )
-    cpus_per_judge: float = Field(1, gt=0, description="CPU cores that one judge takes")
+    cpus_per_judge: float | None = Field(
+        None,
+        gt=0,
+        description="CPU cores that one judge takes; null: 1, and where Ray is started for the run, judges without a "
+        "GPU share all cores",
+    )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model")
     accelerator_type: str | None = Field(None, description="Judge on this kind of GPU alone; Ray's name, such as H100")
     judge_resources: dict[str, float] = Field({}, description="Custom Ray resources that one judge takes")

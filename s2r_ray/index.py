@@ -65,7 +65,7 @@ def label_column(label: str) -> str:
 
 @dataclass(frozen=True)
 class PoolIndex:
-    """How one pool is indexed. Travels to workers."""
+    """How one pool is indexed. Travels to workers, with its tokenizer where that is spelled out (tokens.spell_out)."""
 
     root: Place
     out: Place
@@ -73,6 +73,7 @@ class PoolIndex:
     guards: Guards
     choice: Choice
     tokenizer: ModelRef
+    spelled_out: str | None = field(default=None, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -203,6 +204,8 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
 
 
 def _counter(pool: PoolIndex) -> TokenCounter:
+    if pool.spelled_out is not None:
+        return open_counter(pool.tokenizer.name, pool.spelled_out)
     return open_counter(str(fetch(pool.tokenizer, weights=False)))
 
 

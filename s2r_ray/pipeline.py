@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from time import monotonic
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from s2r_ray.baselines import Baselines, baseline_folder, check_baselines, how_to_label
 from s2r_ray.candidates import told_reasons
-from s2r_ray.cluster import Cluster, cluster_address, connected, stream_tasks
+from s2r_ray.cluster import Cluster, Connection, cluster_address, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError, UsageError
@@ -34,7 +33,6 @@ from s2r_ray.index import (
     unit_keys,
     unit_of,
 )
-from s2r_ray.judge.prompt import load_tokenizer
 from s2r_ray.metrics import count, progressed
 from s2r_ray.models import EMBEDDED, find_tokenizer
 from s2r_ray.preflight import check_cluster, cpus_at_once
@@ -48,10 +46,11 @@ from s2r_ray.retries import take_repeated
 from s2r_ray.score import Judged, Pending, Questions, find_questions, score_missing
 from s2r_ray.selection import rank
 from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
-from s2r_ray.signals.base import Signal
+from s2r_ray.signals.base import Resources, Signal
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, Settled, fingerprint_digest
 from s2r_ray.tables import DamagedError
+from s2r_ray.tokens import spell_out
 
 _FAULTS_SHOWN = 5
 _REPAIRS = 20
@@ -137,8 +136,9 @@ def run(config: Config, progress: Progress, signals: Sequence[Signal] | None = N
     started = now()
 
     def once(done: Done) -> tuple[RunRecord, Place]:
-        plan = prepare(config, signals)
-        scored = index_and_score(plan, progress, done)
+        with _connection(config, signals) as ray:
+            plan = prepare(config, signals, ray)
+            scored = index_and_score(plan, ray, progress, done)
         return rank_and_publish(plan.out, scored, plan.weights, config, started, progress)
 
     return _repairing(config.out_place(), once, progress)
@@ -148,7 +148,8 @@ def score(config: Config, progress: Progress, signals: Sequence[Signal] | None =
     """Stages 1 and 2: index the pools and judge what has no score. `select` goes on from there."""
 
     def once(done: Done) -> Scored:
-        return index_and_score(prepare(config, signals), progress, done)
+        with _connection(config, signals) as ray:
+            return index_and_score(prepare(config, signals, ray), ray, progress, done)
 
     return _repairing(config.out_place(), once, progress)
 
@@ -195,8 +196,11 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
         raise S2RError(f"{error}; `s2r run` or `s2r score` with this --out makes it anew") from error
 
 
-def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
+def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connection | None = None) -> Plan:
     """Find and check everything a run needs, within seconds, and change nothing.
+
+    Args:
+        ray: start it ahead if a file must be read.
 
     Raises:
         UsageError: says what was found, what was expected and what to do.
@@ -232,10 +236,13 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None) -> Plan:
         raise UsageError(str(error)) from error
     fresh = tuple(item for item in keyed if item[1] not in done)
     # Last, because these load the model library, which takes seconds.
+    if fresh and ray is not None:
+        ray.start_ahead()
     if signals is None:
         signals = [make(config) for make in SIGNALS.values()]
     if fresh:
-        load_tokenizer(tokenizer.folder)
+        spelled_out = spell_out(str(tokenizer.folder))
+        pools = [replace(pool, spelled_out=spelled_out) for pool in pools]
     _check_columns(signals)
     return Plan(config, out, tuple(pools), tuple(keyed), fresh, tuple(signals), weights)
 
@@ -271,46 +278,45 @@ def _check_columns(signals: Sequence[Signal]) -> None:
         )
 
 
-def index_and_score(plan: Plan, progress: Progress, done: Done) -> Scored:
-    """Stages 1 and 2. Ray is started only if a file must be read or a question judged. Adds to what is done."""
+def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done) -> Scored:
+    """Stages 1 and 2. Ray is needed only if a file must be read or a question judged. Adds to what is done."""
     plan.out.check_writable()
     if plan.config.tokenizer == EMBEDDED and not done.units:
         progress.say("note: trace lengths are in tokens of the embedded judge; give --tokenizer for your student's")
     done.units = [key for _, key in plan.units]
     stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
-    with ExitStack() as stack:
-        snapshot = _index(plan, stack, progress, done)
-        check_rows(plan.out, snapshot, plan.config.max_error_rate)
-        strata, baselines = plan.config.strata, Baselines(plan.config.baselines)
-        for label in {*([strata.by] if strata else []), *baselines.labels()}:
-            check_groups(plan.out, snapshot, label)
-        read = [item for item in plan.units if item[1] in done.read]
-        counts: dict[str, Any] = {
-            **_file_counts(plan.units, read),
-            "units": len(snapshot.units),
-            "units_read": len(read),
-            "units_reused": len(plan.units) - len(read),
+    snapshot = _index(plan, ray, progress, done)
+    check_rows(plan.out, snapshot, plan.config.max_error_rate)
+    strata, baselines = plan.config.strata, Baselines(plan.config.baselines)
+    for label in {*([strata.by] if strata else []), *baselines.labels()}:
+        check_groups(plan.out, snapshot, label)
+    read = [item for item in plan.units if item[1] in done.read]
+    counts: dict[str, Any] = {
+        **_file_counts(plan.units, read),
+        "units": len(snapshot.units),
+        "units_read": len(read),
+        "units_reused": len(plan.units) - len(read),
+    }
+    seconds: dict[str, float] = {"index": done.index_seconds} if read else {}
+    questions = find_questions(plan.out, snapshot)
+    for signal in plan.signals:
+        store = stores[signal.name]
+        pending = questions.pending(_settled(store, questions, done.troubles, progress).mask)
+        _judge(plan, ray, snapshot, signal, store, questions, pending, progress, done)
+        judged = done.judged[signal.name]
+        counts |= {
+            "questions": pending.distinct,
+            f"{signal.name}_judged": judged.judged,
+            f"{signal.name}_reused": max(0, pending.distinct - judged.judged),
+            f"{signal.name}_prompt_tokens": judged.prompt_tokens,
         }
-        seconds: dict[str, float] = {"index": done.index_seconds} if read else {}
-        questions = find_questions(plan.out, snapshot)
-        for signal in plan.signals:
-            store = stores[signal.name]
-            pending = questions.pending(_settled(store, questions, done.troubles, progress).mask)
-            _judge(plan, stack, snapshot, signal, store, questions, pending, progress, done)
-            judged = done.judged[signal.name]
-            counts |= {
-                "questions": pending.distinct,
-                f"{signal.name}_judged": judged.judged,
-                f"{signal.name}_reused": max(0, pending.distinct - judged.judged),
-                f"{signal.name}_prompt_tokens": judged.prompt_tokens,
-            }
-            if judged.judged:
-                seconds[signal.name] = judged.seconds
-                seconds[f"{signal.name}_in_workers"] = judged.worker_seconds
-                seconds[f"{signal.name}_loading"] = judged.loading
-            check_judged(plan.out, snapshot, questions.keys, signal, store, plan.config.max_error_rate)
-        done.troubles.requests_repeated += take_repeated()
-        counts |= vars(done.troubles)
+        if judged.judged:
+            seconds[signal.name] = judged.seconds
+            seconds[f"{signal.name}_in_workers"] = judged.worker_seconds
+            seconds[f"{signal.name}_loading"] = judged.loading
+        check_judged(plan.out, snapshot, questions.keys, signal, store, plan.config.max_error_rate)
+    done.troubles.requests_repeated += take_repeated()
+    counts |= vars(done.troubles)
     scored = Scored(
         snapshot,
         {
@@ -376,10 +382,13 @@ def rank_and_publish(
     return record, place
 
 
-def _ray(plan: Plan) -> AbstractContextManager[Cluster]:
-    workers = plan.config.workers
-    cpus = max((cpus_at_once(workers, signal.resources(0)) for signal in plan.signals), default=1)
-    return connected(workers.address, cpus=cpus, logs=workers.logs)
+def _connection(config: Config, signals: Sequence[Signal] | None) -> Connection:
+    """For these signals, or for those of the table, which take what the configuration says."""
+    workers = config.workers
+    stated = Resources((workers.judges_min, workers.judges_max), workers.cpus_per_judge or 1)
+    needed = [stated] if signals is None else [signal.resources(0) for signal in signals]
+    cpus = max((cpus_at_once(workers, resources) for resources in needed), default=1)
+    return Connection(workers.address, cpus=cpus, logs=workers.logs)
 
 
 def try_cluster(plan: Plan, progress: Progress) -> None:
@@ -389,8 +398,8 @@ def try_cluster(plan: Plan, progress: Progress) -> None:
         UsageError: the cluster cannot be reached, or cannot do it.
     """
     if cluster_address(plan.config.workers.address):
-        with _ray(plan) as cluster:
-            _check_cluster(plan, cluster, None, progress)
+        with _connection(plan.config, plan.signals) as ray:
+            _check_cluster(plan, ray.cluster, None, progress)
 
 
 def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None, progress: Progress) -> None:
@@ -400,12 +409,12 @@ def _check_cluster(plan: Plan, cluster: Cluster, out: Place | None, progress: Pr
         progress.say(f"note: {wait}")
 
 
-def _index(plan: Plan, stack: ExitStack, progress: Progress, done: Done) -> Snapshot:
+def _index(plan: Plan, ray: Connection, progress: Progress, done: Done) -> Snapshot:
     """Stage 1: read what is new, within the budget for bad files."""
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(plan.pool_uris, plan.units)
-    _check_cluster(plan, stack.enter_context(_ray(plan)), plan.out, progress)
+    _check_cluster(plan, ray.cluster, plan.out, progress)
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
     with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
@@ -492,7 +501,7 @@ def _check_labels(pool: PoolIndex, units: Sequence[Unit], asked: Collection[str]
 
 def _judge(
     plan: Plan,
-    stack: ExitStack,
+    ray: Connection,
     snapshot: Snapshot,
     signal: Signal,
     store: ScoreStore,
@@ -508,7 +517,7 @@ def _judge(
         told = told if pending.distinct else "no trace passed the guards, so there is no question to judge"
         progress.say(f"{signal.name}: {told}")
         return
-    cluster = stack.enter_context(_ray(plan))
+    cluster = ray.cluster
     if not plan.fresh:  # otherwise it was checked before the first file was read
         _check_cluster(plan, cluster, plan.out, progress)
     resources, custom = signal.resources(cluster.total("GPU")), plan.config.workers.index_resources

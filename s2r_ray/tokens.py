@@ -50,10 +50,15 @@ class TokenCounter:
 
     `exact_library` names what counts: "gigatoken" or "tokenizers". `can_cut`: a text may be cut between a line end and
     what is not white space, and the tokens of its parts added up.
+
+    Args:
+        tokenizer_dir: the tokenizer's folder.
+        spelled_out: what `spell_out` made of it; the folder is then not read, and transformers, whose import takes
+            seconds, not needed.
     """
 
-    def __init__(self, tokenizer_dir: str) -> None:
-        self._reference = load_tokenizer(tokenizer_dir).backend_tokenizer
+    def __init__(self, tokenizer_dir: str, spelled_out: str | None = None) -> None:
+        self._reference = _read(spelled_out) if spelled_out else load_tokenizer(tokenizer_dir).backend_tokenizer
         self._reference.no_truncation()
         self._reference.no_padding()
         self._fast: Any = _open_gigatoken(tokenizer_dir, self._reference)
@@ -158,7 +163,23 @@ def _open_gigatoken(tokenizer_dir: str, reference: Any) -> Any:
         return None
 
 
+def spell_out(tokenizer_dir: str) -> str:
+    """A tokenizer as transformers loads it, in the JSON of the tokenizers library; megabytes.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    text: str = load_tokenizer(tokenizer_dir).backend_tokenizer.to_str()
+    return text
+
+
+def _read(spelled_out: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(spelled_out)
+
+
 @lru_cache(maxsize=4)
-def open_counter(tokenizer_dir: str) -> TokenCounter:
-    """The process's counter for a tokenizer folder."""
-    return TokenCounter(tokenizer_dir)
+def open_counter(tokenizer_dir: str, spelled_out: str | None = None) -> TokenCounter:
+    """The process's counter for a tokenizer. Arguments are those of TokenCounter."""
+    return TokenCounter(tokenizer_dir, spelled_out)

@@ -64,6 +64,7 @@ class Resources:
     Attributes:
         workers: how many there are (at least, at most).
         cpus, gpus: of one worker. `accelerator_type`: the only kind of GPU that will do, by Ray's name for it.
+        threads: of a worker's native libraries; None: one for each of its `cpus`, which is what Ray has.
         custom: custom Ray resources of one worker.
         batch: subjects per call of a worker, and rows per part of the score store.
         restarts: how often a worker that died is replaced, and how often in a row all are started again without having
@@ -74,6 +75,7 @@ class Resources:
     workers: tuple[int, int] = (1, 1)
     cpus: float = 1
     gpus: float = 0
+    threads: int | None = None
     accelerator_type: str | None = None
     custom: Mapping[str, float] = field(default_factory=dict)
     batch: int = 512

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from s2r_ray.cluster import cluster_address
 from s2r_ray.config import JudgeSection, WorkersSection
 from s2r_ray.engines import EngineError, EngineSettings, open_engine
 from s2r_ray.errors import S2RError, UsageError
@@ -117,7 +118,8 @@ class Difficulty:
             gpus = float(workers.tensor_parallel) if gpus_in_cluster or wanted else 0.0
         return Resources(
             workers=(workers.judges_min, workers.judges_max),
-            cpus=workers.cpus_per_judge,
+            cpus=workers.cpus_per_judge or 1,
+            threads=None if gpus else _threads(workers),
             gpus=gpus,
             accelerator_type=workers.accelerator_type,
             custom=workers.judge_resources,
@@ -190,6 +192,13 @@ class Difficulty:
             elif share < least:
                 faults[position] = Fault(Status.NO_ANSWER, f"label mass {share:.3g}, at least {least:g}")
         return faults
+
+
+def _threads(workers: WorkersSection) -> int | None:
+    """On a Ray of our own little else is asked of the machine while judges work: they may have all cores."""
+    if workers.cpus_per_judge is not None or cluster_address(workers.address):
+        return None
+    return max(1, (os.cpu_count() or 1) // workers.judges_max)
 
 
 def _check_shared_memory(needed: int) -> None:

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from s2r_ray.baselines import Baselines
 from s2r_ray.candidates import Guards
-from s2r_ray.cluster import connected, stream_actors
+from s2r_ray.cluster import Connection, connected, stream_actors
 from s2r_ray.config import load_config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.index import QUESTIONS_SCHEMA, PoolIndex, Snapshot, candidates_place, label_column, questions_place
@@ -203,7 +203,7 @@ def compare(plan: Plan) -> None:
 def night(plan: Plan) -> None:
     """All of a run with nothing to do: find, check, rank, write, report and publish."""
     quiet = Progress(quiet=True)
-    scored = index_and_score(plan, quiet, Done())
+    scored = index_and_score(plan, Connection(None), quiet, Done())
     rank_and_publish(plan.out, scored, plan.weights, plan.config, "2026-11-21", quiet)
 
 

@@ -11,27 +11,21 @@ for the prompts of the same questions. Prompts per second are those of the judgi
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.publish import installed_versions
 from s2r_ray.storage import Place
 from s2r_ray.synth import write_pool
+from tests.benchmarks.bare import gpu_busy, mean_busy, write_prompts
+from tests.benchmarks.bench_command import questions
+from tests.benchmarks.commands import measured, s2r, written
 from tests.benchmarks.table import Row, compared, show
 
 SHAPES = {
@@ -45,9 +39,6 @@ SHAPES = {
     },
 }  # fmt: skip
 """Dimensions from the model's public config.json."""
-
-_WARM_UP = 256
-_BUSY_SECONDS = 1.0
 
 
 def write_model(folder: Path, shape: str) -> None:
@@ -63,97 +54,36 @@ def write_model(folder: Path, shape: str) -> None:
     AutoTokenizer.from_pretrained(EMBEDDED_JUDGE).save_pretrained(str(folder))
 
 
-def bare(model: str, questions: str) -> dict[str, float]:
-    """Seconds to import, to load and to generate for a file of questions; in a process of its own."""
-    if shutil.which("nvidia-smi") is None:
-        # On the CPU, the engine's own processes do not start with every shape of model. On a GPU: vLLM's default.
-        os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    began = time.perf_counter()
-    from vllm import LLM, SamplingParams
-    from vllm.platforms import current_platform
-
-    from s2r_ray.judge.prompt import PAPER_PROMPT, PromptEncoder
-
-    imported = time.perf_counter()
-    encoder = PromptEncoder(model, PAPER_PROMPT)
-    ids = encoder.encode(json.loads(Path(questions).read_text()))
-    prompts = [{"prompt_token_ids": one} for one in ids]
-    llm = LLM(model=model, max_model_len=4096, skip_tokenizer_init=True, disable_log_stats=True, seed=0,
-              enforce_eager=bool(current_platform.is_cpu()))  # fmt: skip
-    loaded = time.perf_counter()
-    wanted = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(encoder.label_ids))
-    llm.generate(prompts[:_WARM_UP], wanted, use_tqdm=False)
-    llm.reset_prefix_cache()
-    with _busy() as busy:
-        started = time.perf_counter()
-        llm.generate(prompts, wanted, use_tqdm=False)
-        generated = time.perf_counter() - started
-    return {
-        "import": imported - began,
-        "load": loaded - imported,
-        "generate": generated,
-        "prompts": len(prompts),
-        "tokens": sum(map(len, ids)),
-        "busy": _mean(busy),
-    }
-
-
-@contextlib.contextmanager
-def _busy() -> Iterator[list[tuple[float, float]]]:
-    """(time, busy share of the first GPU) each second inside the block; empty where there is no GPU."""
-    seen: list[tuple[float, float]] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
-        while not done.wait(_BUSY_SECONDS):
-            try:
-                said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-            except (OSError, subprocess.SubprocessError):
-                return
-            seen.append((time.time(), float(said) / 100))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
-
-
-def _mean(busy: list[tuple[float, float]]) -> float:
-    return statistics.fmean(share for _, share in busy) if busy else float("nan")
-
-
 def job(folder: Path, model: Path, turn: int) -> dict[str, float]:
     """The command's phases in seconds."""
     out = folder / f"out-{turn}"
     config = folder / "config.yaml"
     settings = {"judge": {"model": str(model), "min_label_mass": 0, "max_prompt_tokens": 4095}}
     config.write_text(yaml.safe_dump({**settings, "pools": [{"uri": str(folder / "pool")}], "out": str(out)}))
-    started, began = time.perf_counter(), time.time()
-    with _busy() as busy:
-        said = subprocess.run(
-            [str(Path(sys.executable).parent / "s2r"), "run", "--config", str(config), "--json"],
-            stdout=subprocess.PIPE, check=True, text=True,
-        )  # fmt: skip
-    whole = time.perf_counter() - started
-    summary = json.loads(said.stdout)
+    with gpu_busy() as busy:
+        done = s2r("run", "--config", config)
+    summary = done.json()
     seconds, counts = summary["seconds"], summary["counts"]
     steady = seconds["difficulty_in_workers"]
-    parts = [part.stat().st_mtime for part in (out / "scores").rglob("part-*.parquet")]
+    parts = written(out / "scores")
     return {
-        "whole": whole,
+        "whole": done.seconds,
         "index": seconds["index"],
         "judging": seconds["difficulty"],
         "loading": seconds["difficulty_loading"],
-        "first scores": min(parts) - began,
+        "first scores": parts[0] - done.began,
         "steady": steady,
         "prompts": counts["difficulty_judged"],
         "tokens": counts["difficulty_prompt_tokens"],
-        "busy": _mean([(at, share) for at, share in busy if min(parts) <= at <= max(parts)]),
+        "busy": mean_busy([(at, share) for at, share in busy if parts[0] <= at <= parts[-1]]),
     }
+
+
+def bare(model: Path, prompts: Path) -> dict[str, float]:
+    """The bare engine's phases in seconds."""
+    told = measured(sys.executable, "-m", "tests.benchmarks.bare", "ids", str(model), str(prompts)).json()
+    phases = {"import": told["imported"] - told["began"], "load": told["ready"] - told["imported"]}
+    return phases | {name: told[name] for name in ("generate", "prompts", "tokens", "busy")}
 
 
 def run(problems: int = 30_000, seed: int = 0, repeats: int = 3, shape: str = "qwen2.5-1.5b") -> list[Row]:
@@ -165,17 +95,9 @@ def run(problems: int = 30_000, seed: int = 0, repeats: int = 3, shape: str = "q
         write_model(folder / "model", shape)
         for turn in range(repeats):
             jobs.append(job(folder, folder / "model", turn))
-            questions = folder / "questions.json"
             if not turn:
-                questions.write_text(json.dumps(_judged(folder / "out-0")))
-            script = (
-                "import json, sys; from tests.benchmarks.bench_gpu import bare; print(json.dumps(bare(*sys.argv[1:])))"
-            )
-            said = subprocess.run(
-                [sys.executable, "-c", script, str(folder / "model"), str(questions)],
-                stdout=subprocess.PIPE, check=True, text=True,
-            )  # fmt: skip
-            references.append(json.loads(said.stdout.splitlines()[-1]))
+                write_prompts(folder / "prompts.json", folder / "model", questions(folder / "out-0"))
+            references.append(bare(folder / "model", folder / "prompts.json"))
             for name, phases in (("job", jobs[-1]), ("bare", references[-1])):
                 told = ", ".join(f"{phase} {value:,.2f}" for phase, value in phases.items())
                 sys.stderr.write(f"{name}: {told}\n")
@@ -194,15 +116,6 @@ def run(problems: int = 30_000, seed: int = 0, repeats: int = 3, shape: str = "q
             [one["import"] + one["load"] + one["generate"] for one in references],
         ),
     ]
-
-
-def _judged(out: Path) -> list[str]:
-    """The texts of the questions that a run has judged."""
-    texts: dict[bytes, str] = {}
-    for file in sorted((out / "index").rglob("*.questions.parquet")):
-        table = pq.read_table(file)
-        texts.update(zip(table["question_key"].to_pylist(), table["question"].to_pylist(), strict=True))
-    return list(texts.values())
 
 
 def _device() -> str:

@@ -11,26 +11,21 @@ than what is measured here. Wall seconds of each run go to standard error.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2r_ray.candidates import content_key
 from s2r_ray.storage import Place
 from s2r_ray.synth import write_pool
+from tests.benchmarks.commands import s2r
 from tests.benchmarks.table import Row, compared, show
 
-_SAMPLE_SECONDS = 0.25
 _JUDGED = {"duplicate_sample", "difficulty_no_answer", "difficulty_too_long", "difficulty_failed"}
 
 
@@ -95,34 +90,11 @@ def change(pool: Path, files: int, rows: int, words: str) -> set[str]:
 
 def _run(pool: Path) -> tuple[float, dict[str, Any]]:
     """CPU seconds of the whole command, and its summary."""
-    command = [str(Path(sys.executable).parent / "s2r"), "run", "--pool", str(pool), "--out", f"{pool}-out", "--json"]
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as out, subprocess.Popen(command, stdout=out) as process:
-        used: dict[tuple[int, float], float] = {}
-        while process.poll() is None:
-            _note_cpu(process.pid, used)
-            time.sleep(_SAMPLE_SECONDS)
-        wall, cpu = time.perf_counter() - started, sum(used.values())
-        out.seek(0)
-        said = out.read()
-    if process.returncode:
-        raise AssertionError(f"{' '.join(command)} failed")
-    summary: dict[str, Any] = json.loads(said)
-    sys.stderr.write(f"{pool.name}: {wall:.1f} s, {cpu:.1f} s of CPU, {summary['counts']}, {summary['seconds']}\n")
+    done = s2r("run", "--pool", pool, "--out", f"{pool}-out")
+    summary, cpu = done.json(), done.cpu_seconds
+    told = f"{summary['counts']}, {summary['seconds']}"
+    sys.stderr.write(f"{pool.name}: {done.seconds:.1f} s, {cpu:.1f} s of CPU, {told}\n")
     return cpu, summary
-
-
-def _note_cpu(pid: int, used: dict[tuple[int, float], float]) -> None:
-    """CPU seconds so far of a process and all that it started, by (pid, start)."""
-    try:
-        root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            used[process.pid, process.create_time()] = times.user + times.system
 
 
 def _nightly(pool: Path, before: dict[str, Any], files: int, rows: int, words: str) -> tuple[float, dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from s2r_ray.cluster import Connection
 from s2r_ray.pipeline import Done, index_and_score
 from s2r_ray.progress import Progress
 from s2r_ray.storage import Place
@@ -31,7 +32,7 @@ def run(rows: int = 1_000_000, seed: int = 0, repeats: int = 3) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         out = Place.of(place)
         make(out, rows, UNITS, seed)
-        index_and_score(plan_of(out, rows, UNITS), Progress(quiet=True), Done())
+        index_and_score(plan_of(out, rows, UNITS), Connection(None), Progress(quiet=True), Done())
         command = [str(Path(sys.executable).parent / "s2r"), "select", "--out", place, "--quiet"]
         selects, imports = [], []
         for turn in range(repeats):

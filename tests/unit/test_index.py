@@ -24,6 +24,7 @@ from s2r_ray.index import (
     UnitOutcome,
     candidates_place,
     damaged_units,
+    forget_unit,
     index_unit,
     indexed_keys,
     questions_place,
@@ -34,6 +35,7 @@ from s2r_ray.models import ModelRef
 from s2r_ray.readers import Unit, plan_units, pool_files
 from s2r_ray.storage import Place
 from s2r_ray.synth import make_rows, write_pool
+from s2r_ray.tokens import spell_out
 
 
 @pytest.fixture
@@ -103,6 +105,20 @@ def test_rows_and_questions(pool: PoolIndex) -> None:
         {"question_key": content_key("Q1"), "question": "Q1"},
         {"question_key": content_key("Q3"), "question": "Q3"},
     ]
+
+
+def test_a_tokenizer_that_travels(pool: PoolIndex, tokenizer_dir: Path) -> None:
+    """Catches: other rows, or another key, where the tokenizer came with the work and not from its folder."""
+    unit = put(pool, "a.jsonl", line("Q1", "a b <think>c</think>") + line("Q2", "1234567890 ’s"))
+    index(pool, unit)
+    before = rows(pool, unit)
+    gone = replace(pool.tokenizer, folder=Path("gone"))
+    travels = replace(pool, tokenizer=gone, spelled_out=spell_out(str(tokenizer_dir)))
+    assert travels.key(unit) == pool.key(unit)
+    forget_unit(pool.out, pool.key(unit))
+    index(travels, unit)
+    assert rows(travels, unit) == before
+    assert before[0]["trace_tokens"] > 0
 
 
 def test_schemas(pool: PoolIndex) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2r_ray.errors import UsageError
-from s2r_ray.tokens import TokenCounter, open_counter
+from s2r_ray.tokens import TokenCounter, open_counter, spell_out
 
 ODD = [
     *(
@@ -51,6 +52,23 @@ def test_odd_texts(tokenizer_dir: Path, reference: Any) -> None:
     assert counter.count(ODD[::-1]).tolist() == expected[::-1]
     assert counter.count([]).shape == (0,)
     assert counter.count(ODD).dtype == np.int32
+
+
+def test_a_tokenizer_that_is_spelled_out(
+    tokenizer_dir: Path, reference: Any, shared: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: other counts on a node that got the tokenizer as text, or one that needs its folder or transformers."""
+    from transformers import AutoTokenizer
+
+    real = shared("tokenizers", "qwen2.5")
+    for folder, read in ((tokenizer_dir, reference), (real, AutoTokenizer.from_pretrained(str(real)))):
+        expected = [len(read.encode(text, add_special_tokens=False)) for text in ODD]
+        text = spell_out(str(folder))
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "transformers", None)
+            counter = TokenCounter("no such folder", text)
+            assert counter.count(ODD).tolist() == expected
+        assert counter.exact_library == TokenCounter(str(folder)).exact_library
 
 
 @given(texts=st.lists(st.text(max_size=40), max_size=5))

@@ -288,6 +288,26 @@ def test_resources(workers: dict[str, Any], gpus: float, expected: float, folder
     assert (found.gpus, found.workers, found.batch, found.cpus) == (expected, (2, 5), 7, 3)
 
 
+def test_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a judge alone on a laptop that uses one core, and one that takes more than what it was given."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+    def threads(**workers: Any) -> int | None:
+        found = Difficulty.from_config(JudgeSection(model=str(folder)), WorkersSection(**workers))
+        assert found.resources(1).threads is None
+        assert found.resources(0).cpus == workers.get("cpus_per_judge", 1)
+        return found.resources(0).threads
+
+    assert threads() == 8
+    assert threads(judges_max=3) == 2
+    assert threads(judges_max=9) == 1
+    assert threads(cpus_per_judge=2) is None
+    assert threads(address="head:6379") is None
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert threads() is None
+
+
 def test_workers_do_not_change_scores(folder: Path) -> None:
     """Catches: a pool judged again because of a larger cluster."""
     judge = JudgeSection(model=str(folder))
