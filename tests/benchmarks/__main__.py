@@ -13,11 +13,14 @@ from datetime import UTC, datetime
 
 from s2r_ray.publish import installed_versions
 from tests.benchmarks import (
+    bench_command,
     bench_driver,
     bench_export,
     bench_growth,
+    bench_index,
     bench_judge,
     bench_nightly,
+    bench_pool_judge,
     bench_ranking,
     bench_report,
     bench_scaling,
@@ -31,11 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows to rank")
     parser.add_argument("--megabytes", type=float, default=8, help="text to count")
-    parser.add_argument("--questions", type=int, default=2000, help="questions to judge")
+    parser.add_argument("--questions", type=int, default=5000, help="questions to judge at steady state")
+    parser.add_argument("--problems", type=int, default=25_200, help="problems of the pool that a whole command judges")
+    parser.add_argument("--asked", type=int, default=20_000, help="questions of the pool with several traces each")
     parser.add_argument("--samples", type=int, default=100_000, help="problems of the nightly pool")
     parser.add_argument("--seconds", type=float, default=250, help="work of each actor of the scaling rows")
     parser.add_argument("--driver", type=int, default=10_000_000, help="samples to drive a run over")
-    parser.add_argument("--pool", type=float, default=1000, help="megabytes of the pool to export from")
+    parser.add_argument("--pool", type=float, default=1000, help="megabytes of the pools to index and to export from")
     parser.add_argument("--scores", type=int, default=1_000_000, help="samples of the select and growth rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
@@ -44,6 +49,9 @@ def main() -> None:
         (bench_ranking.run, given.rows),
         (bench_tokens.run, given.megabytes),
         (bench_judge.run, given.questions),
+        (bench_command.run, given.problems),
+        (bench_pool_judge.run, given.asked),
+        (bench_index.run, given.pool),
         (bench_nightly.run, given.samples),
         (bench_driver.run, given.driver),
         (bench_report.run, given.driver),
