@@ -40,7 +40,6 @@ from s2r_ray.progress import Progress
 from s2r_ray.readers import plan_units, pool_files
 from s2r_ray.storage import Place
 from s2r_ray.synth import SCHEMA
-from s2r_ray.tables import WRITTEN
 from tests.benchmarks.real_pool import pool_rows, student_tokenizer
 from tests.benchmarks.table import Row, compared, show
 
@@ -75,7 +74,7 @@ def write_pool(folder: Path, seed: int, megabytes: float | None = None, traces: 
             written += len(part[-1]["generations"])
             text += sum(len(trace.encode()) for trace in part[-1]["generations"])
         path = folder / f"part-{len(list(folder.iterdir())):05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(part, SCHEMA), path, row_group_size=_GROUP_ROWS, **WRITTEN)
+        pq.write_table(pa.Table.from_pylist(part, SCHEMA), path, row_group_size=_GROUP_ROWS, compression="zstd")
         size += path.stat().st_size
     return Pool(written, text, size)
 
