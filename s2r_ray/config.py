@@ -305,7 +305,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         raise UsageError(f"--config: {error}") from error
     try:
         text = Place.of(file).read_bytes().decode("utf-8") if "://" in file else Path(file).read_text(encoding="utf-8")
-        data = yaml.load(text, _OnceLoader)  # it is a safe loader
+        data = _OnceLoader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""

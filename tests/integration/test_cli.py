@@ -277,7 +277,7 @@ def inside(
     monkeypatch.setitem(SIGNALS, "difficulty", lambda _config: HashJudge())  # type: ignore[misc]
 
     def command(name: str, *arguments: str | Path) -> Said:
-        tokenizer = () if name == "select" else ("--tokenizer", tokenizer_dir)
+        tokenizer = () if name in ("select", "report") else ("--tokenizer", tokenizer_dir)
         return s2r_inside(capfd, name, *arguments, *tokenizer)
 
     return command
