@@ -108,7 +108,7 @@ def _selection(out: Path) -> Selection:
 
 def _row(name: str, selection: Selection, target: str, folder: Path, repeats: int) -> Row:
     def ours() -> None:
-        export(selection, target, Place.of(folder / "to"), Progress(quiet=True), force=True)
+        export(selection, target, Place.of(folder / f"to-{target}"), Progress(quiet=True), force=True)
 
     def reference() -> None:
         for file in sorted((folder / "pool").iterdir()):
