@@ -39,6 +39,13 @@ _STOPPED = "stopped; what was indexed and judged is kept, run the same command a
 _BEGIN_AGAIN = "stopped; nothing half-done counts, run the same command again"
 _GO_ON = ("run", "score")
 
+RunName = Annotated[
+    str,
+    typer.Option(
+        metavar="RUN", help="Id of a run or its beginning, its folder, or latest.", autocompletion=completion.runs
+    ),
+]
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -139,12 +146,7 @@ def export_selection(
             "openr1: all columns of the pool; jsonl, parquet: texts and scores.",
         ),
     ],
-    run: Annotated[
-        str,
-        typer.Option(
-            metavar="RUN", help="Id of a run or its beginning, its folder, or latest.", autocompletion=completion.runs
-        ),
-    ] = "latest",
+    run: RunName = "latest",
     budget: Annotated[
         str | None,
         typer.Option(
@@ -176,13 +178,12 @@ def export_selection(
 ) -> None:
     """Write the selected rows with their texts, in the form that a training framework takes."""
     from s2r_ray.config import load_config
-    from s2r_ray.export import choose_selection, export, summary, text
+    from s2r_ray.export import export, find_selection, summary, text
     from s2r_ray.progress import Progress
     from s2r_ray.storage import Place
 
-    out = settings.out_place() if settings.out else None
     asked = load_config(None, {"budgets": [budget]}).budgets[0] if budget is not None else None
-    selection = choose_selection(out, run, asked, baseline, settings.storage.options())
+    selection = find_selection(*_named_run(settings, run), asked, baseline)
     target = Place.of(to, settings.storage.options())
     exported = export(selection, form, target, Progress(quiet=quiet), name=name, seed=seed, force=force)
     if as_json:
@@ -195,14 +196,7 @@ def export_selection(
 @configured("out")
 def report(
     settings: Config,
-    run: Annotated[
-        str,
-        typer.Option(
-            metavar="RUN",
-            help="Run to report on: an id or its beginning, latest, or the folder of a run.",
-            autocompletion=completion.runs,
-        ),
-    ] = "latest",
+    run: RunName = "latest",
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -217,14 +211,11 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Make the report of a finished run anew, from what the run and the index have stored."""
-    from s2r_ray.errors import UsageError
     from s2r_ray.report.page import remake_report
-    from s2r_ray.runs import named_run
     from s2r_ray.storage import Place
 
-    options = settings.storage.options()
-    out, run_id = named_run(run, settings.out_place() if settings.out else None, options)
-    target = Place.of(to, options) if to else None
+    out, run_id = _named_run(settings, run)
+    target = Place.of(to, settings.storage.options()) if to else None
     if target and target.exists() and not force:
         raise UsageError(f"--to {target} is there already; give --force to write over it")
     place = remake_report(out, run_id, label or (), target)
@@ -379,6 +370,12 @@ def _fail(message: str, exit_code: int) -> NoReturn:
     else:
         sys.stderr.write(f"error: {message}\n")
     sys.exit(exit_code)
+
+
+def _named_run(settings: Config, run: str) -> tuple[Place, str]:
+    from s2r_ray.runs import named_run
+
+    return named_run(run, settings.out_place() if settings.out else None, settings.storage.options())
 
 
 def _show_run(record: RunRecord, place: Place, as_json: bool, difference: Diff | None = None) -> None:

@@ -39,7 +39,7 @@ from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
 from s2r_ray.strata import Share, priorities
-from s2r_ray.tables import open_parquet, read_table
+from s2r_ray.tables import open_parquet, read_table, use_threads
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -290,7 +290,7 @@ def _having(place: Place, columns: Sequence[str], ids: pa.Array) -> Iterator[tup
     start = 0
     with open_parquet(place) as file:
         wanted = [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=not place.is_remote):
+        for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=use_threads(place, file)):
             found = np.flatnonzero(pc.is_in(batch["sample_id"], value_set=ids).to_numpy(zero_copy_only=False))
             yield pa.Table.from_batches([batch]).take(pa.array(found)), start + found
             start += batch.num_rows
@@ -343,7 +343,7 @@ def _unreadable_files(run: _Run) -> pa.Table:
         place = run.place.child("excluded.parquet")
         with open_parquet(place) as file:
             wanted = [name for name in ("pool", "file", "reason") if name in file.schema_arrow.names]
-            batches = file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=not place.is_remote)
+            batches = file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=use_threads(place, file))
             found = [pa.Table.from_batches([batch.filter(pc.equal(batch["reason"], _UNREADABLE))]) for batch in batches]
     return _with_pool(pa.concat_tables(found), run)
 

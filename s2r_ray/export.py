@@ -28,10 +28,10 @@ from s2r_ray.pool_rows import Fetched, RunPool, fetch_rows, run_pools
 from s2r_ray.printable import one_line
 from s2r_ray.progress import Progress
 from s2r_ray.reorder import Reordered
-from s2r_ray.runs import named_run, read_record
+from s2r_ray.runs import read_record
 from s2r_ray.selection import manifest_place
-from s2r_ray.storage import Place, StorageOptions, json_object
-from s2r_ray.tables import open_parquet
+from s2r_ray.storage import Place, json_object
+from s2r_ray.tables import open_parquet, use_threads
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RECORD = "s2r-export.json"
@@ -304,13 +304,13 @@ def _read_manifest(selection: Selection) -> tuple[pa.Table, npt.NDArray[np.uint8
         start = stop
     with open_parquet(selection.manifest, coded=True) as file:
         wanted = [name for name in ("pool", *_LOCATION) if name in file.schema_arrow.names]
-        places = file.read(columns=wanted, use_threads=not selection.manifest.is_remote)
+        places = file.read(columns=wanted, use_threads=use_threads(selection.manifest, file))
     return places, keys
 
 
 def _manifest_rows(manifest: Place, columns: list[str] | None = None) -> Iterator[pa.Table]:
     with open_parquet(manifest) as file:
-        for batch in file.iter_batches(1 << 16, columns=columns, use_threads=not manifest.is_remote):
+        for batch in file.iter_batches(1 << 16, columns=columns, use_threads=use_threads(manifest, file)):
             yield pa.Table.from_batches([batch])
 
 
@@ -372,19 +372,6 @@ def _others(place: Place, old: bytes | None, key: str, value: dict[str, Any], fo
 
 
 # --- the command ----------------------------------------------------------------------------------
-
-
-def choose_selection(
-    out: Place | None, run: str, budget: str | None, baseline: str | None, options: StorageOptions
-) -> Selection:
-    """The same as `find_selection`, from what a user wrote.
-
-    Args:
-        out: the output place, None if none is known: then `run` must be a folder.
-        run: the id of a run or its beginning, `latest`, or a run's folder.
-        options: for reaching that folder.
-    """
-    return find_selection(*named_run(run, out, options), budget, baseline)
 
 
 def summary(exported: Exported) -> dict[str, Any]:

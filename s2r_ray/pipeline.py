@@ -223,10 +223,9 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
             mapping = section.resolved_mapping()
             pool = PoolIndex(root, out, mapping, config.guards, config.candidates, tokenizer)
             pools.append(pool)
-            units.extend(plan_units(root, position, known))
-            own = [unit for unit in units if unit.pool == position]
-            _check_mapping(pool, own[0])
-            _check_labels(pool, own, set(mapping.labels) if section.mapping else set(section.labels))
+            own = plan_units(root, position, known)
+            units.extend(own)
+            _check_mapping(pool, own, set(mapping.labels) if section.mapping else set(section.labels))
         _check_selection(config, names, _labels(pools))
         keyed = unit_keys(pools, units)
         done = indexed_keys(out)
@@ -470,33 +469,38 @@ def _check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress
         )
 
 
-def _check_mapping(pool: PoolIndex, unit: Unit) -> None:
-    """Hold the mapping against a pool's first file before any work. A file that cannot be read is met later."""
-    try:
-        next(read_unit(pool.root, unit, pool.mapping.columns(), pool.mapping.check), None)
-    except BadFileError:
-        return
-
-
-def _check_labels(pool: PoolIndex, units: Sequence[Unit], asked: Collection[str]) -> None:
-    """See whether columns that a user made labels of are in any of a few files of a pool; some may lack them."""
-    columns: dict[str, None] = {}
-
-    def note(found: Sequence[str], _: str) -> None:
-        columns.update(dict.fromkeys(found))
-
+def _check_mapping(pool: PoolIndex, units: Sequence[Unit], asked: Collection[str]) -> None:
+    """Hold the mapping against a pool's first file before any work, and the labels that a user asked for against a few:
+    some may lack them. A file that cannot be read is met later."""
+    columns = _columns(pool, units[0], pool.mapping.columns(), pool.mapping.check)
     wanted = {pool.mapping.labels[label] for label in asked}
-    for unit in units[:: -(-len(units) // _LOOKED_AT)] if wanted else ():
-        with contextlib.suppress(BadFileError):
-            next(read_unit(pool.root, unit, (), note), None)
+    step = -(-len(units) // _LOOKED_AT)
+    for unit in units[step::step]:
         if wanted <= columns.keys():
             return
+        columns |= _columns(pool, unit)
     absent = sorted(wanted - columns.keys())
     if absent and columns:
         raise UsageError(
             f"label of column {', '.join(map(one_line, absent))}: there is no such column in {pool.root}; it has "
             f"{one_line(', '.join(columns))}"
         )
+
+
+def _columns(
+    pool: PoolIndex, unit: Unit, read: Sequence[str] = (), check: Callable[[Sequence[str], str], None] | None = None
+) -> dict[str, None]:
+    """The columns of a file, once its first rows were read; none of one that cannot be read."""
+    columns: dict[str, None] = {}
+
+    def look(found: Sequence[str], where: str) -> None:
+        columns.update(dict.fromkeys(found))
+        if check is not None:
+            check(found, where)
+
+    with contextlib.suppress(BadFileError):
+        next(read_unit(pool.root, unit, read, look), None)
+    return columns
 
 
 def _judge(

@@ -15,7 +15,7 @@ from s2r_ray.printable import one_line
 from s2r_ray.publish import RunRecord
 from s2r_ray.selection import manifest_place
 from s2r_ray.storage import Place
-from s2r_ray.tables import open_parquet
+from s2r_ray.tables import open_parquet, use_threads
 
 _ROWS = 10
 _DIFF_ROWS = 20
@@ -53,7 +53,7 @@ def top_table(record: RunRecord, place: Place) -> str:
     manifest = manifest_place(place, largest)
     with open_parquet(manifest) as file:
         columns = [name for name in file.schema_arrow.names if name not in _NOT_SHOWN]
-        batches = file.iter_batches(_ROWS, columns=columns, use_threads=not manifest.is_remote)
+        batches = file.iter_batches(_ROWS, columns=columns, use_threads=use_threads(manifest, file))
         rows = next(batches).to_pylist()
     table = Table(box=None, pad_edge=False)
     for name in columns:

@@ -57,7 +57,8 @@ class DamagedError(S2RError):
 def open_parquet(place: Place, *, coded: bool = False, ahead: bool = True) -> Iterator[pq.ParquetFile]:
     """The file, its footer read; pages that have checksums are held against them.
 
-    Read from it with `use_threads=use_threads(place, file)`.
+    Read from it with `use_threads=use_threads(place, file)`; from a pool's file, whose rows may be long, with
+    `not place.is_remote`.
 
     Args:
         coded: columns of text come as dictionary arrays, so that a value that is repeated a million times is in

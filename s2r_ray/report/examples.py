@@ -13,8 +13,9 @@ from s2r_ray.errors import S2RError
 from s2r_ray.index import Snapshot, questions_place
 from s2r_ray.pool_rows import fetch_rows, run_pools
 from s2r_ray.printable import one_line
+from s2r_ray.report.membership import LOCATION
 from s2r_ray.report.stored import StoredRun
-from s2r_ray.tables import open_parquet, read_own
+from s2r_ray.tables import open_parquet, read_own, use_threads
 from s2r_ray.trace import reasoning
 
 _TOP = 3
@@ -110,7 +111,7 @@ def _left_out(run: StoredRun) -> dict[str, list[dict[str, Any]]]:
     columns = ["sample_id", "file", "row", "generation", "reason", "detail"]
     place = run.place.child("excluded.parquet")
     with open_parquet(place) as file:
-        for batch in file.iter_batches(columns=columns, use_threads=not place.is_remote):
+        for batch in file.iter_batches(columns=columns, use_threads=use_threads(place, file)):
             lacking = [reason for reason, rows in found.items() if len(rows) < _EXAMPLES]
             if not lacking:
                 break
@@ -125,7 +126,7 @@ def _left_out(run: StoredRun) -> dict[str, list[dict[str, Any]]]:
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("pool", "file", "row", "generation"))
+    return tuple(row.get(name) for name in LOCATION)
 
 
 def _texts(
@@ -134,7 +135,7 @@ def _texts(
     """(place -> question and response, both from the pool; why they could not be read)."""
     if snapshot is None:
         return {}, "the index of this run is gone, so it is not known where its pool lies"
-    names = [name for name in ("pool", "file", "row", "generation") if name in rows[0]]
+    names = [name for name in LOCATION if name in rows[0]]
     unique = {_place(row): row for row in rows}
     places = list(unique)
     table = pa.table({name: [row[name] for row in unique.values()] for name in names})

@@ -25,7 +25,6 @@ from s2r_ray.store import ScoreStore
 from tests.benchmarks.bench_driver import BATCH, make_index, peak_bytes, plan_of, snapshot_of
 from tests.benchmarks.table import Row, show
 
-SIZES = (10_000, 100_000, 1_000_000)
 _UNIT_ROWS = 10_000
 
 
@@ -58,7 +57,7 @@ def child(folder: Path, rows: int, seed: int) -> dict[str, float]:
     return {"judge": score(plan), "rank": select(plan), "peak": peak_bytes()}
 
 
-def run(rows: int = SIZES[-1], seed: int = 0, repeats: int = 1) -> list[Row]:
+def run(rows: int = 1_000_000, seed: int = 0, repeats: int = 1) -> list[Row]:
     """Two rows for each of three sizes up to `rows`; measured once."""
     del repeats
     table = []
@@ -78,7 +77,7 @@ def run(rows: int = SIZES[-1], seed: int = 0, repeats: int = 1) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=SIZES[-1])
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()

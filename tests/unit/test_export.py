@@ -18,10 +18,11 @@ import yaml
 from s2r_ray import cli, export_formats
 from s2r_ray.candidates import content_key
 from s2r_ray.errors import S2RError, StoreError, UsageError
-from s2r_ray.export import Exported, Selection, choose_selection, export, find_selection
+from s2r_ray.export import Exported, Selection, export, find_selection
 from s2r_ray.index import Snapshot, snapshot_place
 from s2r_ray.progress import Progress
 from s2r_ray.readers import Unit
+from s2r_ray.runs import named_run
 from s2r_ray.storage import DEFAULT_STORAGE, Place, StorageOptions
 from tests.command import assert_told, s2r, s2r_inside
 from tests.faults.proxy import Fault, Proxy
@@ -409,7 +410,7 @@ def test_a_run_without_its_snapshot(stored: Stored, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is gone or damaged: without it"):
         export(stored.selection(), "jsonl", Place.of(tmp_path / "to"), QUIET)
     with pytest.raises(UsageError, match="give the output place with --out"):
-        choose_selection(None, "latest", "25", None, DEFAULT_STORAGE)
+        named_run("latest", None, DEFAULT_STORAGE)
 
 
 # --- from S3 to S3 --------------------------------------------------------------------------------
