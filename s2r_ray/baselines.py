@@ -2,13 +2,15 @@
 
 `random` and `stratified:LABEL` (random inside of each group, groups in proportion) depend on the seed, the samples'
 questions and traces, and the labels, on nothing else: not on files, rows, or the version of a library. `longest` and
-`shortest` go by tokens after repeat removal, and a signal's name, such as `difficulty`, by that signal alone.
+`shortest` go by tokens after repeat removal, a signal's name, such as `difficulty`, by that signal alone, and
+`middle:SIGNAL` takes those first whose rank in it is nearest to the middle (Middle of the official script, Mid-PPL of
+arXiv 2510.06108).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +22,13 @@ from s2r_ray.errors import UsageError
 from s2r_ray.groups import read_groups
 from s2r_ray.index import Snapshot
 from s2r_ray.keys import Places, halves
-from s2r_ray.ranking import Ints, Takeable, ValueCounter, average_ranks, order_rows, select_top
+from s2r_ray.ranking import ALL_HIGH, Better, Ints, Takeable, ValueCounter, average_ranks, order_rows, select_top
+from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.strata import fill
 
 _STRATIFIED = "stratified"
+_MIDDLE = "middle:"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Baselines:
 
     names: tuple[str, ...] = ()
     seed: int = 0
+
+    def columns(self) -> list[str]:
+        """What of signals they may need."""
+        return [name.removeprefix(_MIDDLE) for name in self.names]
 
     def labels(self) -> list[str]:
         """The labels that they need."""
@@ -48,7 +56,7 @@ def check_baselines(names: Sequence[str], signals: Collection[str], labels: Coll
     Raises:
         UsageError: there is no such baseline.
     """
-    known = ["random", "longest", "shortest", *signals]
+    known = ["random", "longest", "shortest", *signals, *(_MIDDLE + name for name in (*signals, *INDEX_SIGNALS))]
     for name in names:
         kind, colon, label = name.partition(":")
         if name not in known and not (kind == _STRATIFIED and label in labels):
@@ -74,11 +82,18 @@ def baseline_place(run: Place, name: str, budget: str) -> Place:
 
 
 def baseline_order(
-    name: str, seed: int, out: Place, snapshot: Snapshot, candidates: CandidateTable, ids: Takeable, k: int
+    name: str,
+    seed: int,
+    out: Place,
+    snapshot: Snapshot,
+    candidates: CandidateTable,
+    ids: Takeable,
+    k: int,
+    better: Mapping[str, Better] = ALL_HIGH,
 ) -> Places:
     """The first k candidates of a baseline, in its order: int64[k]. Ties: the longer trace, then the sample id."""
-    label = name.partition(":")[2]
-    joint = _order(name, seed, out, snapshot, candidates)
+    label = name.partition(":")[2] if name.startswith(f"{_STRATIFIED}:") else ""
+    joint = _order(name, seed, out, snapshot, candidates, better)
     if label:
         groups = read_groups(out, snapshot, candidates, label)
         return fill(groups, joint, joint.max() - joint, ids, k, "proportional")  # lots decide between groups, too
@@ -86,7 +101,9 @@ def baseline_order(
     return order_rows(select_top(joint, k), joint, candidates.length, ids, k=k)
 
 
-def _order(name: str, seed: int, out: Place, snapshot: Snapshot, candidates: CandidateTable) -> Ints:
+def _order(
+    name: str, seed: int, out: Place, snapshot: Snapshot, candidates: CandidateTable, better: Mapping[str, Better]
+) -> Ints:
     """What to sort candidates by, least first: int64[n], none negative; of those that are left out it says nothing."""
     if name == "longest":
         longest = int(candidates.length.max())
@@ -94,13 +111,15 @@ def _order(name: str, seed: int, out: Place, snapshot: Snapshot, candidates: Can
     if name == "shortest":
         return candidates.length.astype(np.int64)
     found = np.zeros(len(candidates), np.int64)
-    if name in candidates.scores:
-        column, counter = candidates.scores[name], ValueCounter(name)
+    column = name.removeprefix(_MIDDLE)
+    if column in candidates.scores or column in INDEX_SIGNALS:
+        values, counter = candidates.column(column), ValueCounter(column)
         for rows in candidates.blocks():
-            counter.add(column[rows])
-        table = average_ranks(counter.counts(), name=name)
+            counter.add(values[rows])
+        table = average_ranks(counter.counts(), better.get(column, "high"), column)
         for rows in candidates.blocks():
-            found[rows] = table.doubled(column[rows])
+            doubled = table.doubled(values[rows])
+            found[rows] = doubled if column == name else np.abs(doubled - (table.rows + 1))
         return found
     start = 0
     for index in read_units(out, snapshot, range(len(snapshot.units)), ["sample_key", "reason"]):

@@ -1,7 +1,7 @@
 """Every candidate of a snapshot in narrow columns: what ranking holds in memory.
 
-A candidate takes 6 bytes and 8 for each column of scores, and for a while its question's key 16 and as much again to be
-sorted. What is only for reading (ids, where a row lies) stays in the index and passes through.
+A candidate takes 6 bytes and 8 for each column of scores, and for a while the key of what was judged 16 and as much
+again to be sorted. What is only for reading (ids, where a row lies) stays in the index and passes through.
 """
 
 from __future__ import annotations
@@ -107,24 +107,45 @@ def load_candidates(out: Place, snapshot: Snapshot, stores: Mapping[str, ScoreSt
     Raises:
         S2RError: there is no candidate, or one has no score at all.
     """
-    table, keys, question, samples = _read(out, snapshot)
+    table, questions, samples = _read(out, snapshot)
     _leave_out_duplicates(table, samples, out, snapshot)
     del samples
-    scores: dict[str, npt.NDArray[np.float64]] = {}
-    for name, store in stores.items():
-        found = store.look_up(keys)
-        _leave_out_faults(table, question, name, found)
-        scores |= {name if column == "value" else column: numbers for column, numbers in found.columns.items()}
-        del found
-    del keys
-    for name in list(scores):
-        table.scores[name] = scores.pop(name)[question]
+    _look_up(table, {name: store for name, store in stores.items() if store.subject == "question"}, questions)
+    del questions
+    of_samples = {name: store for name, store in stores.items() if store.subject == "sample"}
+    if of_samples:
+        _look_up(table, of_samples, _sample_keys(out, snapshot))
     return table
 
 
-def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, npt.NDArray[np.int32], Halves]:
-    """The candidates, their distinct questions' keys, which of those each one asks, int32[n], and the first half of
-    each one's sample key, uint64[n]."""
+@dataclass(frozen=True, eq=False)
+class _Keys:
+    """The distinct keys of what was judged, and which of them each candidate's is, int32[n]."""
+
+    distinct: KeySet
+    which: npt.NDArray[np.int32]
+
+
+def _look_up(table: CandidateTable, stores: Mapping[str, ScoreStore], keys: _Keys) -> None:
+    """Enter the scores of signals that judge what these keys stand for."""
+    scores: dict[str, npt.NDArray[np.float64]] = {}
+    for name, store in stores.items():
+        found = store.look_up(keys.distinct)
+        _leave_out_faults(table, keys.which, name, found)
+        scores |= {name if column == "value" else column: numbers for column, numbers in found.columns.items()}
+        del found
+    for name in list(scores):
+        table.scores[name] = scores.pop(name)[keys.which]
+
+
+def _sample_keys(out: Place, snapshot: Snapshot) -> _Keys:
+    tables = read_units(out, snapshot, range(len(snapshot.units)), ["sample_key", "reason"])
+    found = sort_keys(table["sample_key"].filter(pc.is_null(table["reason"])) for table in tables)
+    return _Keys(found.distinct, found.place())
+
+
+def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, _Keys, Halves]:
+    """The candidates, the keys of their questions, and the first half of each one's sample key, uint64[n]."""
     wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "addresses_judge", "reason"]
     starts, lengths, marks, samples = [0], Column(np.int32), Column(np.bool_), Column(np.uint64)
     indexed = 0
@@ -147,7 +168,7 @@ def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, KeySet, npt.N
             "see `guards` in the configuration"
         )
     table = CandidateTable(np.array(starts), lengths.array(), marks.array(), indexed)
-    return table, found.distinct, found.place(), samples.array()
+    return table, _Keys(found.distinct, found.place()), samples.array()
 
 
 def _reasons(out: Place, snapshot: Snapshot) -> Counter[str]:
@@ -189,16 +210,16 @@ def _repeated(numbers: Halves) -> Places:
     return np.concatenate(found)
 
 
-def _leave_out_faults(table: CandidateTable, question: npt.NDArray[np.int32], name: str, found: Found) -> None:
-    """Leave out the candidates that a signal found no value for; `question` is where in `found` each one's is."""
+def _leave_out_faults(table: CandidateTable, which: npt.NDArray[np.int32], name: str, found: Found) -> None:
+    """Leave out the candidates that a signal found no value for; `which` is where in `found` each one's is."""
     faults = found.faults()
-    positions = np.flatnonzero(~found.ok[question])
-    asked, faulty = question[positions], faults["at"].to_numpy()
-    which = np.searchsorted(faulty, asked)
+    positions = np.flatnonzero(~found.ok[which])
+    asked, faulty = which[positions], faults["at"].to_numpy()
+    rows_of = np.searchsorted(faulty, asked)
     missing = len(asked) - int(np.isin(asked, faulty).sum())
     if missing:
         raise S2RError(f"{missing:,} candidates have no {name} score; run `s2r score` with the same --out first")
-    rows = faults.take(pa.array(which))
+    rows = faults.take(pa.array(rows_of))
     for status in pc.unique(rows["status"]).to_pylist():
         here = pc.equal(rows["status"], status)
         details = rows["detail"].filter(here).combine_chunks()

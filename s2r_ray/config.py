@@ -22,6 +22,7 @@ from s2r_ray.candidates import Choice, Guards
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt
 from s2r_ray.mapping import Labels, Mapping, preset
+from s2r_ray.rethinking import RETHINKING_WORDS
 from s2r_ray.storage import Place, StorageOptions
 from s2r_ray.strata import Strata
 
@@ -148,6 +149,11 @@ class WorkersSection(_Section):
     judge_batch: int = Field(512, ge=1, description="Questions per batch, and per part of the score store")
     cpus_per_index_task: float = Field(1, gt=0, description="CPU cores that one task takes that reads the pool")
     index_resources: dict[str, float] = Field({}, description="Custom Ray resources that one task without a GPU takes")
+    cpu_workers_max: int = Field(
+        2,
+        ge=1,
+        description="Actors at the most, of one core each, for a signal without a model, such as rethinking",
+    )
     index_tasks_max: int | None = Field(
         None,
         ge=1,
@@ -184,6 +190,21 @@ class WorkersSection(_Section):
         return self
 
 
+class RethinkingSection(_Section):
+    """The signal `rethinking`: words that tell of a second thought, per 1,000 tokens of the trace."""
+
+    words: tuple[str, ...] = Field(
+        RETHINKING_WORDS, min_length=1, description="Words; those of letters A to Z count where they stand alone"
+    )
+
+    @field_validator("words")
+    @classmethod
+    def _no_blank_word(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(word.strip() for word in value):
+            raise ValueError("a blank word would count everywhere")
+        return tuple(word.lower() for word in value)
+
+
 class Config(_Section):
     """A whole run."""
 
@@ -198,9 +219,16 @@ class Config(_Section):
     guards: Guards = Guards.model_validate({})
     judge: JudgeSection = JudgeSection.model_validate({})
     workers: WorkersSection = WorkersSection.model_validate({})
+    signals: tuple[str, ...] = Field(
+        ("difficulty",), description="Signals to compute; those that weights or baselines name are computed as well"
+    )
+    rethinking: RethinkingSection = RethinkingSection.model_validate({})
     weights: dict[str, str] = Field(
         default_factory=lambda: dict(DEFAULT_WEIGHTS),
         description="Weight of each signal's rank; signals that are not named weigh 0",
+    )
+    directions: dict[str, Literal["high", "low"]] = Field(
+        {}, description="What is better in a signal, where it is not what the signal says itself"
     )
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
     strata: Strata | None = Field(None, description="Rank inside of groups and fill budgets group by group")

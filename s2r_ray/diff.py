@@ -18,7 +18,7 @@ Held in memory: the rows of the compared budgets, and three numbers of every ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,12 @@ from s2r_ray.candidates import Reason
 from s2r_ray.errors import UsageError
 from s2r_ray.groups import label_codes
 from s2r_ray.near_cutoff import rows_within_noise
-from s2r_ray.noise import Noise, read_noise
+from s2r_ray.noise import Noise, noise_of
 from s2r_ray.ranking import parse_weights
 from s2r_ray.runs import list_runs, read_record
 from s2r_ray.selection import manifest_place
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore, fingerprint_digest
 from s2r_ray.strata import Share, priorities
 from s2r_ray.tables import open_parquet, read_table, use_threads
 
@@ -108,6 +107,11 @@ class _Run:
         """The signals that move the joint rank."""
         return [name for name, weight in self.record["weights"].items() if weight]
 
+    @property
+    def signals(self) -> Collection[str]:
+        """The columns of signals that have ranks."""
+        return list(self.record.get("better") or self.record["fingerprints"])
+
     def ranking(self) -> list[Place]:
         """The files of the ranking, in order."""
         folder = self.place.child("ranking")
@@ -176,7 +180,8 @@ def _compare(out: Place, before: str, after: str, budgets: Sequence[str]) -> Dif
     back = np.full(old.num_rows, -1, np.int64)
     back[forth[forth >= 0]] = np.flatnonzero(forth >= 0)
     lost = [_unreadable_files(run) for run in runs]
-    noise = {name: _noise_of(out, records[1], name) for name in runs[1].weighted if name not in INDEX_SIGNALS}
+    judged = [name for name in runs[1].weighted if name not in INDEX_SIGNALS]
+    noise = {name: noise_of(out, records[1]["fingerprints"], name) for name in judged}
     close = _within_noise(runs[1], new, budgets, noise)
     found = []
     for budget in budgets:
@@ -222,6 +227,7 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "weights": record["weights"],
+        "what is better": record.get("better") or dict.fromkeys(record["weights"], "high"),
         "strata": _strata(record) or "none",
         "budgets": sorted(record["budgets"], key=float),
         "pools": record["pools"],
@@ -249,7 +255,7 @@ def _column(signal: str) -> str:
 
 
 def _in_both(signal: str, runs: Sequence[_Run]) -> bool:
-    return signal in INDEX_SIGNALS or all(signal in run.record["fingerprints"] for run in runs)
+    return signal in INDEX_SIGNALS or all(signal in run.signals for run in runs)
 
 
 def _read_top(run: _Run, budget: str) -> pa.Table:
@@ -449,11 +455,6 @@ def _moved_signals(rows: Mapping[str, pa.Array], others: Mapping[str, pa.Array],
 # --- the judge's noise at the cut-off -------------------------------------------------------------
 
 
-def _noise_of(out: Place, record: dict[str, Any], signal: str) -> Noise | None:
-    digest = fingerprint_digest(record["fingerprints"][signal])
-    return read_noise(ScoreStore.at(out, signal, digest, ()))
-
-
 def _within_noise(
     run: _Run, rows: pa.Table, budgets: Sequence[str], noise: Mapping[str, Noise | None]
 ) -> dict[str, int]:
@@ -465,6 +466,7 @@ def _within_noise(
     ranking = pa.concat_tables([read_table(part, list(columns.values())) for part in run.ranking()])
     values = {name: ranking[column].to_numpy() for name, column in columns.items()}
     weights = parse_weights(run.record["config"]["weights"], list(run.record["weights"]))
+    better = run.record.get("better", {})
     positions = np.full(ranking.num_rows, _NOWHERE, np.int64)
     ranked = rows.filter(pc.is_valid(rows["place"]))
     positions[ranked["place"].to_numpy()] = ranked["position"].to_numpy()
@@ -472,7 +474,7 @@ def _within_noise(
     stratum, found = _stratum(run), np.zeros(len(budgets), np.int64)
     for rows in [np.arange(len(positions))] if stratum is None else _members(stratum):
         inside = {name: column[rows] for name, column in values.items()}
-        found += rows_within_noise(inside, weights, reach, [taken[rows] for taken in chosen])
+        found += rows_within_noise(inside, weights, reach, [taken[rows] for taken in chosen], better)
     return dict(zip(budgets, found.tolist(), strict=True))
 
 

@@ -1,9 +1,9 @@
 """How much may be wrong before a run is not worth its result.
 
 Two shares are held against `max_error_rate`: rows that are broken, among all rows of the index, before anything is
-judged; and questions that the judge failed on or left without an answer, among the distinct questions, before anything
-is ranked. What the guards, duplicates and the choice of a trace leave out is a decision and not an error, and so is a
-question that is longer than the judge may read.
+judged; and questions, or samples, that a signal failed on or left without an answer, among the distinct ones, before
+anything is ranked. What the guards, duplicates and the choice of a trace leave out is a decision and not an error, and
+so is a question or sample that is longer than the model may read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from s2r_ray.candidates import ROW_FAULTS
 from s2r_ray.errors import TooManyErrors
-from s2r_ray.index import Snapshot, candidates_place, questions_place
+from s2r_ray.index import Snapshot, candidates_place
 from s2r_ray.keys import KeySet
 from s2r_ray.printable import one_line
 from s2r_ray.signals.base import Signal, Status
@@ -28,6 +28,10 @@ from s2r_ray.store import ScoreStore
 from s2r_ray.tables import read_ahead, read_own
 
 _EXAMPLE_CHARACTERS = 100
+_FITS = {
+    "question": "Nothing was ranked. See whether the judge fits these questions, its prompt and judge.min_label_mass",
+    "sample": "Nothing was ranked. See whether the model fits these traces",
+}
 JUDGE_FAULTS = (Status.FAILED, Status.NO_ANSWER)
 """Statuses that say that the judge did not do its work."""
 
@@ -77,10 +81,10 @@ def check_rows(out: Place, snapshot: Snapshot, rate: str) -> None:
 
 
 def check_judged(out: Place, snapshot: Snapshot, asked: KeySet, signal: Signal, store: ScoreStore, rate: str) -> None:
-    """Hold the questions that a signal failed on, or that it did not answer, against the rate.
+    """Hold the questions or samples that a signal failed on, or that it did not answer, against the rate.
 
     Args:
-        asked: the keys of the snapshot's distinct questions.
+        asked: the keys of the snapshot's distinct ones.
 
     Raises:
         TooManyErrors: there are more.
@@ -90,25 +94,27 @@ def check_judged(out: Place, snapshot: Snapshot, asked: KeySet, signal: Signal, 
     if wrong.num_rows <= allowed(rate, len(asked)):
         return
     faults = []
+    column = f"{signal.subject}_key"
     for item in wrong["status"].value_counts().to_pylist():
         example = wrong.filter(pc.equal(wrong["status"], item["values"])).slice(0, 1)
         key = asked.keys(example["at"].to_numpy())
-        unit = next(unit for unit in range(len(snapshot.units)) if _asks(out, snapshot, unit, key))
-        where = _row_example(out, snapshot, unit, key, "question_key", detail=example["detail"][0].as_py())
+        unit = next(unit for unit in range(len(snapshot.units)) if _asks(out, snapshot, unit, key, column))
+        where = _row_example(out, snapshot, unit, key, column, detail=example["detail"][0].as_py())
         faults.append(_Fault(f"{signal.name}_{item['values']}", item["counts"], where))
     raise _refusal(
         faults,
         len(asked),
         rate,
-        "distinct questions",
-        "Nothing was ranked. See whether the judge fits these questions, its prompt and judge.min_label_mass",
+        f"distinct {signal.subject}s",
+        _FITS[signal.subject],
     )
 
 
-def _asks(out: Place, snapshot: Snapshot, unit: int, key: pa.Array) -> bool:
-    """Whether a unit has the question with this key."""
-    keys = read_own(questions_place(out, snapshot.units[unit][1]), ["question_key"])["question_key"]
-    return bool(pc.any(pc.is_in(keys, value_set=key)).as_py())
+def _asks(out: Place, snapshot: Snapshot, unit: int, key: pa.Array, column: str) -> bool:
+    """Whether a unit has a candidate with this key."""
+    table = read_own(candidates_place(out, snapshot.units[unit][1]), [column, "reason"])
+    there = pc.and_(pc.is_in(table[column], value_set=key), pc.is_null(table["reason"]))
+    return bool(pc.any(there).as_py())
 
 
 def _reasons(out: Place, key: str) -> tuple[int, dict[str, int]]:
@@ -126,7 +132,7 @@ def _row_example(
     table = read_own(candidates_place(out, key), ["row", column, "reason", "detail"])
     values = table[column].cast(pa.string()) if column == "reason" else table[column]
     here = pc.is_in(values, value_set=wanted)
-    if column == "question_key":
+    if column != "reason":
         here = pc.and_(here, pc.is_null(table["reason"]))
     row = table.filter(here).slice(0, 1).to_pylist()[0]
     said = detail if detail is not None else row["detail"]

@@ -15,7 +15,7 @@ from s2r_ray.column import Column
 from s2r_ray.errors import UsageError
 from s2r_ray.index import Snapshot, label_column
 from s2r_ray.keys import Places
-from s2r_ray.ranking import Floats, Ints, JointRanker, RankedBlock, ValueCounter, Weights, average_ranks
+from s2r_ray.ranking import Better, Floats, Ints, JointRanker, RankedBlock, ValueCounter, Weights, average_ranks
 from s2r_ray.storage import Place
 
 _MOST_GROUPS = 10_000
@@ -71,28 +71,28 @@ def _candidates_codes(out: Place, snapshot: Snapshot, label: str) -> Iterator[Co
     yield from label_codes((table[column].filter(pc.is_null(table["reason"])) for table in tables), label)
 
 
-def rank_inside(candidates: CandidateTable, groups: Sequence[Places], signals: Sequence[str]) -> None:
-    """Give each ranked candidate its rank among its group for each signal: `CandidateTable.ranks`."""
-    for name in signals:
+def rank_inside(candidates: CandidateTable, groups: Sequence[Places], better: Mapping[str, Better]) -> None:
+    """Give each ranked candidate its rank among its group for each of these signals: `CandidateTable.ranks`."""
+    for name, side in better.items():
         column = candidates.column(name)
         doubled = np.zeros(len(candidates), np.int32 if len(candidates) < _INT32_ROWS else np.int64)
         for rows in groups:
-            _rank_group(column, rows, doubled, name)
+            _rank_group(column, rows, doubled, name, side)
         candidates.ranks[f"rank_{name}"] = doubled
 
 
-def _rank_group(column: npt.NDArray[Any], rows: Places, doubled: npt.NDArray[Any], name: str) -> None:
-    """Twice the average rank of these rows among each other, rank 1 the largest, into `doubled`."""
+def _rank_group(column: npt.NDArray[Any], rows: Places, doubled: npt.NDArray[Any], name: str, better: Better) -> None:
+    """Twice the average rank of these rows among each other, rank 1 the best, into `doubled`."""
     if len(rows) <= _CHUNK:  # a table with a slot for each step of a score, as below, is not worth its zeros here
         _, value, counts = np.unique(column[rows], return_inverse=True, return_counts=True)
-        not_below = np.cumsum(counts[::-1])[::-1]
-        doubled[rows] = (2 * not_below - counts + 1)[value]
+        up_to = np.cumsum(counts) if better == "low" else np.cumsum(counts[::-1])[::-1]
+        doubled[rows] = (2 * up_to - counts + 1)[value]
         return
     counter = ValueCounter(name)
     chunks = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
     for chunk in chunks:
         counter.add(column[chunk])
-    table = average_ranks(counter.counts(), name=name)
+    table = average_ranks(counter.counts(), better, name)
     for chunk in chunks:
         doubled[chunk] = table.doubled(column[chunk])
 

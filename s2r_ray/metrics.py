@@ -14,8 +14,8 @@ from typing import Any
 METRICS: Mapping[str, str] = {
     "s2r_rows_indexed": "Rows of the pool index that were made, candidates or not",
     "s2r_rows_excluded": "Rows that indexing left out, by reason",
-    "s2r_questions_judged": "Distinct questions that a worker has judged, by how it went",
-    "s2r_questions_reused": "Distinct questions whose score was there before",
+    "s2r_questions_judged": "Distinct questions, or samples, that a worker has judged, by how it went",
+    "s2r_questions_reused": "Distinct questions, or samples, whose score was there before",
     "s2r_prompts": "Prompts given to the engine",
     "s2r_prefill_tokens": "Tokens of those prompts, the ones that prefix caching spared among them",
     "s2r_judge_seconds": "Seconds of a worker by what it did: loading, busy, idle; one series a worker",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from s2r_ray.ranking import JointRanker, RankTable, ValueCounts, Weights, count_values, joint_ranker
+from s2r_ray.ranking import ALL_HIGH, Better, JointRanker, RankTable, ValueCounts, Weights, count_values, joint_ranker
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -43,7 +43,7 @@ class NearCutoff:
         for name, weight in self._weight_of.items():
             values = self.counts[name].values
             own = self.ranker.tables[name].doubled_ranks
-            moves = [_doubled_if(self.counts[name], values, values + side) - own for side in self._sides(name)]
+            moves = [self._doubled_if(name, values, values + side) - own for side in self._sides(name)]
             most += weight * max(int(np.abs(move).max(initial=0)) for move in moves)
         return most
 
@@ -55,31 +55,41 @@ class NearCutoff:
             picked = values[name][near]
             own = self.ranker.tables[name].doubled(picked)
             up, down = self._sides(name)
-            least += weight * (_doubled_if(self.counts[name], picked, picked + up) - own)
-            most += weight * (_doubled_if(self.counts[name], picked, picked + down) - own)
+            least += weight * (self._doubled_if(name, picked, picked + up) - own)
+            most += weight * (self._doubled_if(name, picked, picked + down) - own)
         within = inside[near]
         return int((most[within] > first).sum() + (least[~within] < last).sum())
 
     def _sides(self, name: str) -> tuple[float, float]:
-        return self.reach[name], -self.reach[name]
+        """Towards better, and away from it."""
+        reach = self.reach[name]
+        return (reach, -reach) if self.ranker.tables[name].better == "high" else (-reach, reach)
+
+    def _doubled_if(self, name: str, own: npt.NDArray[Any], moved: npt.NDArray[Any]) -> Ints:
+        return _doubled_if(self.counts[name], own, moved, self.ranker.tables[name].better)
 
 
 def rows_within_noise(
-    values: Mapping[str, npt.NDArray[Any]], weights: Weights, reach: Mapping[str, float], chosen: Sequence[Bools]
+    values: Mapping[str, npt.NDArray[Any]],
+    weights: Weights,
+    reach: Mapping[str, float],
+    chosen: Sequence[Bools],
+    better: Mapping[str, Better] = ALL_HIGH,
 ) -> list[int]:
     """How many rows would change sides if their own values moved and all other rows stayed as they are.
 
     Args:
-        values: signal -> its values [n]; larger is better.
+        values: signal -> its values [n].
         reach: signal -> how far its value may move, up or down.
         chosen: for each budget which rows it selects, bool[n].
+        better: as for `joint_ranker`.
 
     Returns:
         For each budget the rows as `NearCutoff` has it.
     """
     names = [name for name, weight in zip(weights.names, weights.numerators, strict=True) if weight]
     counts = {name: count_values(values[name], name) for name in names}
-    ranker = joint_ranker(counts, weights)
+    ranker = joint_ranker(counts, weights, better)
     joint = ranker.joint({name: values[name] for name in names})
     near = NearCutoff(counts, ranker, reach)
     return [
@@ -90,11 +100,11 @@ def rows_within_noise(
     ]
 
 
-def _doubled_if(counts: ValueCounts, own: npt.NDArray[Any], moved: npt.NDArray[Any]) -> Ints:
-    """Twice the average rank, from the largest, of each moved value among the others: its own value is taken out."""
+def _doubled_if(counts: ValueCounts, own: npt.NDArray[Any], moved: npt.NDArray[Any], better: Better) -> Ints:
+    """Twice the average rank, from the best, of each moved value among the others: its own value is taken out."""
     up_to = np.append(0, np.cumsum(counts.counts))
     below, not_above = (up_to[np.searchsorted(counts.values, moved, side=side)] for side in ("left", "right"))
-    above = counts.rows - not_above - (own > moved)
+    before = counts.rows - not_above - (own > moved) if better == "high" else below - (own < moved)
     equal = not_above - below - (own == moved)
-    found: Ints = 2 * above + equal + 2
+    found: Ints = 2 * before + equal + 2
     return found

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from s2r_ray.signals.base import Scores, Signal, Subject
 from s2r_ray.storage import Place
-from s2r_ray.store import ScoreStore
+from s2r_ray.store import ScoreStore, fingerprint_digest
 
 _PAIRS = 64
 _GROUP = 8
@@ -44,6 +45,13 @@ def read_noise(store: ScoreStore) -> Noise | None:
     place = noise_place(store)
     found = place.read_json() if place.exists() else None
     return Noise(**found) if found and found.keys() == {field.name for field in fields(Noise)} else None
+
+
+def noise_of(out: Place, fingerprints: Mapping[str, dict[str, Any]], signal: str) -> Noise | None:
+    """What was measured for a signal of a run with these fingerprints; None also for a signal's further columns."""
+    if signal not in fingerprints:
+        return None
+    return read_noise(ScoreStore.at(out, signal, fingerprint_digest(fingerprints[signal]), ()))
 
 
 def leave_noise(signal: Signal, store: ScoreStore, subjects: Sequence[Subject], scores: Scores) -> None:

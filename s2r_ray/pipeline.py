@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -35,18 +36,20 @@ from s2r_ray.index import (
 )
 from s2r_ray.metrics import count, progressed
 from s2r_ray.models import EMBEDDED, find_tokenizer
+from s2r_ray.pending import Distinct, Pending, find_distinct
+from s2r_ray.pool_rows import RunPool
 from s2r_ray.preflight import check_cluster, cpus_at_once
 from s2r_ray.printable import one_line
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
-from s2r_ray.ranking import Weights, parse_weights
+from s2r_ray.ranking import Better, Weights, parse_weights
 from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit
 from s2r_ray.report.page import write_report
 from s2r_ray.retries import take_repeated
-from s2r_ray.score import Judged, Pending, Questions, find_questions, score_missing
+from s2r_ray.score import Judged, score_missing
 from s2r_ray.selection import rank
-from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
-from s2r_ray.signals.base import Resources, Signal
+from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS, signals_for
+from s2r_ray.signals.base import Resources, Signal, SubjectKind
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, Settled, fingerprint_digest
 from s2r_ray.tables import DamagedError
@@ -55,6 +58,8 @@ from s2r_ray.tokens import spell_out
 _FAULTS_SHOWN = 5
 _REPAIRS = 20
 _LOOKED_AT = 8
+_OF_SELECTION = ("signals", "weights", "directions", "budgets", "strata", "baselines", "seed")
+"""Parts of the configuration that ranking depends on and nothing before it."""
 
 _T = TypeVar("_T")
 
@@ -112,7 +117,8 @@ class Done:
 class Scored:
     """Stages 1 and 2 done: what ranking needs, and what they did. Kept as `OUT/index/scored.json` for `select`.
 
-    `stores`: signal name -> {"digest", "extras", "fingerprint"} of its score store; `index`: what its rows depend on.
+    `stores`: signal name -> {"digest", "extras", "subject", "ranked", "fingerprint"}: its score store, the columns that
+    get ranks with what is better in them, and what its scores depend on. `index`: what the index's rows depend on.
     """
 
     snapshot: Snapshot
@@ -185,10 +191,13 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     out = config.out_place()
     out.check_reachable()
     scored = _read_scored(out)
-    weights = parse_weights(config.weights, [*scored.stores, *INDEX_SIGNALS])
-    _check_selection(config, list(scored.stores), scored.index.get("labels", []))
+    needed = needed_signals(config)
+    scored = replace(scored, stores={name: about for name, about in scored.stores.items() if name in needed})
+    better = _better(config, scored)
+    weights = parse_weights(config.weights, list(better))
+    _check_selection(config, list(better), scored.index.get("labels", []))
     chosen = recorded_config(config)
-    scored.config.update({name: chosen[name] for name in ("weights", "budgets", "strata", "baselines", "seed")})
+    scored.config.update({name: chosen[name] for name in _OF_SELECTION})
     scored = replace(scored, counts=_nothing_done(scored), seconds={})
     try:
         return rank_and_publish(out, scored, weights, config, started, progress)
@@ -210,8 +219,11 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
     for place in (out, *roots):
         place.check_reachable()
     out.check_can_be_folder()
-    names = list(SIGNALS) if signals is None else [signal.name for signal in signals]
-    weights = parse_weights(config.weights, [*names, *INDEX_SIGNALS])
+    names = needed_signals(config) if signals is None else [signal.name for signal in signals]
+    further = FURTHER if signals is None else {column: signal.name for signal in signals for column in signal.ranked}
+    columns = [*names, *(column for column, name in further.items() if name in names and column not in names)]
+    columns += INDEX_SIGNALS
+    weights = parse_weights(config.weights, columns)
     tokenizer = find_tokenizer(config.tokenizer, storage=config.storage.options())
     pools: list[PoolIndex] = []
     units: list[Unit] = []
@@ -226,7 +238,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
             own = plan_units(root, position, known)
             units.extend(own)
             _check_mapping(pool, own, set(mapping.labels) if section.mapping else set(section.labels))
-        _check_selection(config, names, _labels(pools))
+        _check_selection(config, columns, _labels(pools))
         keyed = unit_keys(pools, units)
         done = indexed_keys(out)
     except UsageError:
@@ -238,7 +250,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
     if fresh and ray is not None:
         ray.start_ahead()
     if signals is None:
-        signals = [make(config) for make in SIGNALS.values()]
+        signals = [SIGNALS[name](config) for name in names]
     if fresh:
         spelled_out = spell_out(str(tokenizer.folder))
         pools = [replace(pool, spelled_out=spelled_out) for pool in pools]
@@ -251,9 +263,30 @@ def _labels(pools: Sequence[PoolIndex]) -> list[str]:
     return sorted({label for pool in pools for label in pool.mapping.labels})
 
 
-def _check_selection(config: Config, signals: Sequence[str], labels: Sequence[str]) -> None:
-    """Hold strata and baselines against the signals and labels that there are."""
-    check_baselines(config.baselines, signals, labels)
+def needed_signals(config: Config) -> list[str]:
+    """The signals of the table that a run computes: those asked for, and those that weights and baselines name.
+
+    Raises:
+        UsageError: one that is asked for is not in the table.
+    """
+    stray = sorted(set(config.signals).difference(SIGNALS))
+    if stray:
+        raise UsageError(f"signals: there is no {', '.join(stray)}; expected some of: {', '.join(SIGNALS)}")
+    return signals_for(config.signals, [*config.weights, *Baselines(config.baselines).columns()])
+
+
+def _better(config: Config, scored: Scored) -> dict[str, Better]:
+    """What is better in each column that gets ranks: as the signals say, unless the configuration says otherwise."""
+    better = {column: side for about in scored.stores.values() for column, side in about["ranked"].items()}
+    return better | dict.fromkeys(INDEX_SIGNALS, "high") | config.directions
+
+
+def _check_selection(config: Config, columns: Sequence[str], labels: Sequence[str]) -> None:
+    """Hold directions, strata and baselines against the columns with ranks and the labels that there are."""
+    stray = sorted(set(config.directions).difference(columns))
+    if stray:
+        raise UsageError(f"directions name {', '.join(stray)}; columns with ranks here are: {', '.join(columns)}")
+    check_baselines(config.baselines, [name for name in columns if name not in INDEX_SIGNALS], labels)
     if config.strata is not None and config.strata.by not in labels:
         raise UsageError(
             f"strata by {config.strata.by}: no pool has that label; expected one of: {', '.join(labels) or 'none'}; "
@@ -283,7 +316,6 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
     if plan.config.tokenizer == EMBEDDED and not done.units:
         progress.say("note: trace lengths are in tokens of the embedded judge; give --tokenizer for your student's")
     done.units = [key for _, key in plan.units]
-    stores = {signal.name: ScoreStore.of(plan.out, signal) for signal in plan.signals}
     snapshot = _index(plan, ray, progress, done)
     check_rows(plan.out, snapshot, plan.config.max_error_rate)
     strata, baselines = plan.config.strata, Baselines(plan.config.baselines)
@@ -297,14 +329,13 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
         "units_reused": len(plan.units) - len(read),
     }
     seconds: dict[str, float] = {"index": done.index_seconds} if read else {}
-    questions = find_questions(plan.out, snapshot)
-    for signal in plan.signals:
-        store = stores[signal.name]
-        pending = questions.pending(_settled(store, questions, done.troubles, progress).mask)
-        _judge(plan, ray, snapshot, signal, store, questions, pending, progress, done)
+    for signal, asked in _asked(plan, snapshot):
+        store = ScoreStore.of(plan.out, signal)
+        pending = asked.pending(_settled(store, asked, done.troubles, progress).mask)
+        _judge(plan, ray, snapshot, signal, store, asked, pending, progress, done)
         judged = done.judged[signal.name]
         counts |= {
-            "questions": pending.distinct,
+            f"{signal.subject}s": pending.distinct,
             f"{signal.name}_judged": judged.judged,
             f"{signal.name}_reused": max(0, pending.distinct - judged.judged),
             f"{signal.name}_prompt_tokens": judged.prompt_tokens,
@@ -313,7 +344,7 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
             seconds[signal.name] = judged.seconds
             seconds[f"{signal.name}_in_workers"] = judged.worker_seconds
             seconds[f"{signal.name}_loading"] = judged.loading
-        check_judged(plan.out, snapshot, questions.keys, signal, store, plan.config.max_error_rate)
+        check_judged(plan.out, snapshot, asked.keys, signal, store, plan.config.max_error_rate)
     done.troubles.requests_repeated += take_repeated()
     counts |= vars(done.troubles)
     scored = Scored(
@@ -322,6 +353,8 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
             signal.name: {
                 "digest": fingerprint_digest(signal.fingerprint()),
                 "extras": list(signal.extras),
+                "subject": signal.subject,
+                "ranked": dict(signal.ranked),
                 "fingerprint": signal.fingerprint(),
             }
             for signal in plan.signals
@@ -339,6 +372,17 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
     return scored
 
 
+def _asked(plan: Plan, snapshot: Snapshot) -> Iterator[tuple[Signal, Distinct]]:
+    """The signals, those that judge the same one after the other, and what they judge."""
+    for subject, signals in groupby(sorted(plan.signals, key=_subject), key=_subject):
+        asked = find_distinct(plan.out, snapshot, subject)
+        yield from ((signal, asked) for signal in signals)
+
+
+def _subject(signal: Signal) -> SubjectKind:
+    return signal.subject
+
+
 def rank_and_publish(
     out: Place, scored: Scored, weights: Weights, config: Config, started: str, progress: Progress
 ) -> tuple[RunRecord, Place]:
@@ -346,9 +390,12 @@ def rank_and_publish(
     run_id = new_run_id()
     place = out.child("runs", run_id)
     begun = monotonic()
-    stores = {name: ScoreStore.at(out, name, about["digest"], about["extras"]) for name, about in scored.stores.items()}
-    strata, baselines = config.strata, Baselines(config.baselines, config.seed)
-    ranking = rank(out, scored.snapshot, stores, weights, config.budgets, place, strata, baselines)
+    stores = {
+        name: ScoreStore.at(out, name, about["digest"], about["extras"], about["subject"])
+        for name, about in scored.stores.items()
+    }
+    strata, baselines, better = config.strata, Baselines(config.baselines, config.seed), _better(config, scored)
+    ranking = rank(out, scored.snapshot, stores, weights, config.budgets, place, strata, baselines, better)
     excluded = sum(ranking.excluded.values())
     why = f" ({told_reasons(ranking.excluded)})" if excluded else ""
     inside = f" in {ranking.groups:,} groups of {strata.by}" if strata else ""
@@ -365,11 +412,13 @@ def rank_and_publish(
         snapshot=scored.snapshot.digest(),
         index=scored.index,
         fingerprints={name: about["fingerprint"] for name, about in scored.stores.items()},
+        subjects={name: about["subject"] for name, about in scored.stores.items()},
         counts={"indexed": ranking.indexed, "ranked": ranking.ranked, "excluded": excluded, **scored.counts},
         excluded=ranking.excluded,
         budgets=ranking.budgets,
         addressing_judge=ranking.addressing,
         weights=weights.as_floats(),
+        better=better,
         strata={**strata.model_dump(), "groups": ranking.groups} if strata else None,
         baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={**scored.seconds, "rank": monotonic() - begun},
@@ -509,7 +558,7 @@ def _judge(
     snapshot: Snapshot,
     signal: Signal,
     store: ScoreStore,
-    questions: Questions,
+    asked: Distinct,
     pending: Pending,
     progress: Progress,
     done: Done,
@@ -517,27 +566,28 @@ def _judge(
     """Stage 2 for one signal."""
     total = done.judged.setdefault(signal.name, Judged(0, 0))
     if not len(pending):
-        told = f"{pending.distinct:,} distinct questions, all judged before"
-        told = told if pending.distinct else "no trace passed the guards, so there is no question to judge"
+        told = f"{pending.distinct:,} distinct {signal.subject}s, all judged before"
+        told = told if pending.distinct else f"no trace passed the guards, so there is no {signal.subject} to judge"
         progress.say(f"{signal.name}: {told}")
         return
     cluster = ray.cluster
     if not plan.fresh:  # otherwise it was checked before the first file was read
         _check_cluster(plan, cluster, plan.out, progress)
     resources, custom = signal.resources(cluster.total("GPU")), plan.config.workers.index_resources
-    judged = score_missing(plan.out, snapshot, signal, store, questions, pending, resources, custom, progress)
+    pools = [RunPool(name, pool.root, pool.mapping) for name, pool in zip(plan.pool_uris, plan.pools, strict=True)]
+    judged = score_missing(plan.out, snapshot, signal, store, asked, pending, pools, resources, custom, progress)
     total.join(judged)
     done.troubles.requests_repeated += judged.repeated
     done.troubles.workers_replaced += len(judged.replaced)
     done.troubles.restarts += judged.restarts
 
 
-def _settled(store: ScoreStore, questions: Questions, troubles: Troubles, progress: Progress) -> Settled:
-    """Which questions need no judging, after parts that cannot be read were set aside."""
-    settled = store.settled(questions.keys)
+def _settled(store: ScoreStore, asked: Distinct, troubles: Troubles, progress: Progress) -> Settled:
+    """Which of those asked need no judging, after parts that cannot be read were set aside."""
+    settled = store.settled(asked.keys)
     for damage in settled.damaged:
         damage.place.set_aside()
-        progress.say(f"warning: {damage}; set aside, its questions are judged again")
+        progress.say(f"warning: {damage}; set aside, its {store.subject}s are judged again")
     troubles.damaged_files += len(settled.damaged)
     return settled
 
@@ -550,11 +600,13 @@ def _file_counts(units: Sequence[tuple[Unit, str]], fresh: Sequence[tuple[Unit, 
 
 def _nothing_done(scored: Scored) -> dict[str, Any]:
     """The counts of a run that takes everything from the store."""
-    units, questions = len(scored.snapshot.units), scored.counts["questions"]
+    units = len(scored.snapshot.units)
     counts = _file_counts(scored.snapshot.units, ())
-    counts |= {"units": units, "units_read": 0, "units_reused": units, "questions": questions}
-    for name in scored.stores:
-        counts |= {f"{name}_judged": 0, f"{name}_reused": questions, f"{name}_prompt_tokens": 0}
+    counts |= {"units": units, "units_read": 0, "units_reused": units}
+    for name, about in scored.stores.items():
+        asked = scored.counts[f"{about['subject']}s"]
+        counts |= {f"{about['subject']}s": asked, f"{name}_judged": 0, f"{name}_reused": asked}
+        counts[f"{name}_prompt_tokens"] = 0
     return counts
 
 
@@ -574,6 +626,8 @@ def _read_scored(out: Place) -> Scored:
     try:
         content = place.read_json() or {}
         snapshot = snapshot_place(out, content.pop("snapshot"))
+        for about in content["stores"].values():
+            about["subject"], about["ranked"]
         return Scored(Snapshot.from_json(snapshot.read_bytes() if snapshot.exists() else b""), **content)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
@@ -597,10 +651,8 @@ def summarize(plan: Plan) -> dict[str, Any]:
         "bytes_to_read": sum(unit.size for unit, _ in plan.fresh if unit.first_row == 0),
         "tokenizer": plan.pools[0].tokenizer.name,
     }
-    questions = find_questions(plan.out, indexed)
-    for signal in plan.signals:
-        settled = ScoreStore.of(plan.out, signal).settled(questions.keys)
-        pending = questions.pending(settled.mask)
+    for signal, asked in _asked(plan, indexed):
+        pending = asked.pending(ScoreStore.of(plan.out, signal).settled(asked.keys).mask)
         summary |= {
             f"{signal.name}_fingerprint": fingerprint_digest(signal.fingerprint()),
             f"{signal.name}_to_judge": None if fresh else len(pending),

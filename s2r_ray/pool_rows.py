@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -47,8 +47,8 @@ class RunPool:
     name: str
     root: Place
     mapping: Mapping
-    then: dict[str, FileInfo]
-    now: dict[str, FileInfo]
+    then: dict[str, FileInfo] = field(default_factory=dict)
+    now: dict[str, FileInfo] = field(default_factory=dict)
 
     def check(self, path: str) -> None:
         """Hold a file against what the run read.

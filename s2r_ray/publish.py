@@ -14,6 +14,8 @@ from typing import Any
 from s2r_ray import __version__
 from s2r_ray.config import Config
 from s2r_ray.errors import S2RError
+from s2r_ray.ranking import Better
+from s2r_ray.signals.base import SubjectKind
 from s2r_ray.storage import Place, json_object
 
 _SCHEMA_VERSION = 1
@@ -26,12 +28,14 @@ class RunRecord:
     """What `run.json` says. Times are UTC, durations seconds, counts rows unless their name says otherwise.
 
     `pools` are the addresses as given; `snapshot` stands for their files in these versions; `index` has what the index
-    depends on and the names of its labels, `fingerprints` what each signal's scores depend on; `digests` are SHA-256 of
-    the run's tables. A file is read if any part of it is new or was not readable before, reused otherwise; a unit is a
-    file or a part of a large one. Questions are distinct ones. `addressing_judge` counts ranked rows, and rows of each
-    budget, whose question speaks to the judge; `strata` has the label inside of whose groups ranks were found, what
-    each group got of a budget, and how many groups there are; `baselines` the folder of each one's manifests;
-    `<signal>_in_workers` are seconds summed over workers, `<signal>_loading` those that the slowest took to load.
+    depends on and the names of its labels, `fingerprints` what each signal's scores depend on, `subjects` whether it
+    judges questions or samples; `digests` are SHA-256 of the run's tables. A file is read if any part of it is new or
+    was not readable before, reused otherwise; a unit is a file or a part of a large one. Questions and samples are
+    distinct ones. `addressing_judge` counts ranked rows, and rows of each budget, whose question speaks to the judge;
+    `strata` has the label inside of whose groups ranks were found, what each group got of a budget, and how many groups
+    there are; `better` whether the high or the low values of each column with ranks are the better ones; `baselines`
+    the folder of each one's manifests; `<signal>_in_workers` are seconds summed over workers, `<signal>_loading` those
+    that the slowest took to load.
     """
 
     run_id: str
@@ -41,11 +45,13 @@ class RunRecord:
     snapshot: str
     index: dict[str, Any]
     fingerprints: dict[str, Any]
+    subjects: dict[str, SubjectKind] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
     budgets: dict[str, int] = field(default_factory=dict)
     addressing_judge: dict[str, int] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    better: dict[str, Better] = field(default_factory=dict)
     strata: dict[str, Any] | None = None
     baselines: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

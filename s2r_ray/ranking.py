@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from s2r_ray.errors import S2RError, UsageError
 
-Direction = Literal["descending", "ascending"]
+Better = Literal["high", "low"]
+ALL_HIGH: Mapping[str, Better] = {}
 Number = int | float | str | Decimal
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -214,6 +215,7 @@ class RankTable:
     rows: int
     values: NDArray[Any]
     doubled_ranks: Ints
+    better: Better
     _dense: tuple[int, Ints] | None = field(repr=False)
 
     def doubled(self, block: NDArray[Any]) -> Ints:
@@ -265,17 +267,17 @@ class RankTable:
         )
 
 
-def average_ranks(counts: ValueCounts, direction: Direction = "descending", name: str = "values") -> RankTable:
-    """Ranks from counts. "descending": rank 1 is the largest value (hardest, longest).
+def average_ranks(counts: ValueCounts, better: Better = "high", name: str = "values") -> RankTable:
+    """Ranks from counts. "high": rank 1 is the largest value (hardest, longest).
 
     Ties get their average rank. Equal to scipy.stats.rankdata(-x, method="average") over all counted rows.
     """
-    per_value = counts.counts if direction == "ascending" else counts.counts[::-1]
+    per_value = counts.counts if better == "low" else counts.counts[::-1]
     before = np.cumsum(per_value) - per_value
     doubled = 2 * before + per_value + 1
-    if direction == "descending":
+    if better == "high":
         doubled = np.ascontiguousarray(doubled[::-1])
-    return RankTable(name, counts.rows, counts.values, doubled, _dense_table(counts.values, doubled))
+    return RankTable(name, counts.rows, counts.values, doubled, better, _dense_table(counts.values, doubled))
 
 
 def _dense_table(values: NDArray[Any], doubled: Ints) -> tuple[int, Ints] | None:
@@ -412,8 +414,12 @@ class JointRanker(Generic[R]):
         return joint / self.denominator
 
 
-def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRanker[RankTable]:
-    """rank_j = Σ w_s * rank_s, rank 1 = largest (arXiv 2505.17266, which adds ranks, not scores).
+def joint_ranker(
+    counts: Mapping[str, ValueCounts], weights: Weights, better: Mapping[str, Better] = ALL_HIGH
+) -> JointRanker[RankTable]:
+    """rank_j = Σ w_s * rank_s (arXiv 2505.17266, which adds ranks, not scores).
+
+    `better` says of which signals the least value has rank 1; of the others it is the largest.
 
     `counts` may have signals without a weight: they are ranked, and do not move the joint rank. Raises
     S2RError when a weighted signal has no counts or the signals were not counted over as many rows, and
@@ -425,7 +431,7 @@ def joint_ranker(counts: Mapping[str, ValueCounts], weights: Weights) -> JointRa
     rows = {name: part.rows for name, part in counts.items()}
     if len(set(rows.values())) != 1:
         raise S2RError(f"signals were counted over different rows: {rows}; every ranked row needs every signal")
-    tables = {name: average_ranks(part, "descending", name) for name, part in counts.items()}
+    tables = {name: average_ranks(part, better.get(name, "high"), name) for name, part in counts.items()}
     return JointRanker(tables, weights, next(iter(rows.values())))
 
 

@@ -26,6 +26,7 @@ from s2r_ray.keys import Places
 from s2r_ray.parts import Parts
 from s2r_ray.published import LEFT_OUT, RANKED, left_out_rows, ranked_rows, unreadable_files
 from s2r_ray.ranking import (
+    Better,
     JointRanker,
     RankTable,
     ValueCounter,
@@ -72,16 +73,18 @@ def rank(
     run: Place,
     strata: Strata | None = None,
     baselines: Baselines = NO_BASELINES,
+    better: Mapping[str, Better] | None = None,
 ) -> Ranking:
     """Rank the snapshot's candidates and write `ranking/`, `manifests/`, `baselines/` and `excluded.parquet` below
     `run`.
 
     Args:
         stores: every signal that has a store, by name.
-        weights: over the names of those signals and of INDEX_SIGNALS.
+        weights: over columns of those signals and INDEX_SIGNALS.
         budgets: shares in per cent.
         strata: rank inside of groups, and fill budgets group by group.
         baselines: other orders of the same candidates, cut at the same budgets.
+        better: the columns that get ranks, and what is better in each; None: the signals and INDEX_SIGNALS, the high.
 
     Raises:
         S2RError: nothing is left to rank, or a candidate has no score at all.
@@ -94,7 +97,8 @@ def rank(
         reasons = told_reasons(candidates.count_reasons())
         raise S2RError(f"nothing to rank: all {len(candidates):,} candidates were left out ({reasons})")
     index = _Index(out, snapshot, candidates.starts, strata.by if strata else None)
-    ranker, groups = _ranker(index, candidates, [*stores, *INDEX_SIGNALS], weights)
+    better = better or dict.fromkeys([*stores, *INDEX_SIGNALS], "high")
+    ranker, groups = _ranker(index, candidates, better, weights)
     strata_groups = len(groups)
     sizes = {budget: budget_size(ranked, budget) for budget in budgets}
     order = _best(index, candidates, ranker, max(sizes.values()), groups, strata.share if strata else None)
@@ -104,7 +108,7 @@ def rank(
     release_memory()
     excluded = _write_ranking(index, candidates, ranker, run)
     for name in baselines.names:
-        other = baseline_order(name, baselines.seed, out, snapshot, candidates, index, max(sizes.values()))
+        other = baseline_order(name, baselines.seed, out, snapshot, candidates, index, max(sizes.values()), better)
         places = {budget: baseline_place(run, name, budget) for budget in budgets}
         _write_manifests(index, other, candidates.values(other), ranker, sizes, places)
         del other
@@ -123,19 +127,19 @@ def manifest_place(run: Place, budget: str) -> Place:
 
 
 def _ranker(
-    index: _Index, candidates: CandidateTable, signals: Sequence[str], weights: Weights
+    index: _Index, candidates: CandidateTable, better: Mapping[str, Better], weights: Weights
 ) -> tuple[JointRanker[RankTable] | StratifiedRanker, list[Places]]:
     """What ranks rows, and the groups inside of which it does; none without strata."""
     if index.stratum is not None:
         groups = read_groups(index.out, index.snapshot, candidates, index.stratum)
-        rank_inside(candidates, groups, signals)
-        return StratifiedRanker(signals, weights, len(candidates)), groups
-    counters = {name: ValueCounter(name) for name in signals}
+        rank_inside(candidates, groups, better)
+        return StratifiedRanker(list(better), weights, len(candidates)), groups
+    counters = {name: ValueCounter(name) for name in better}
     for rows in candidates.blocks():
         values = candidates.values(rows)
         for name, counter in counters.items():
             counter.add(values[name])
-    return joint_ranker({name: counter.counts() for name, counter in counters.items()}, weights), []
+    return joint_ranker({name: counter.counts() for name, counter in counters.items()}, weights, better), []
 
 
 def _best(

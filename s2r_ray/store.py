@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2r_ray.keys import KEY, KeySet, Places
-from s2r_ray.signals.base import Signal, Status
+from s2r_ray.signals.base import Signal, Status, SubjectKind
 from s2r_ray.storage import Place
 from s2r_ray.tables import DamagedError, read_ahead, read_own, write_own
 
@@ -84,21 +84,24 @@ class Found:
 class ScoreStore:
     """The scores of one signal under one fingerprint. Small; travels to workers.
 
-    `extras` are the names of the columns beside the value.
+    `extras` are the names of the columns beside the value, `subject` what the keys stand for.
     """
 
     place: Place
     extras: tuple[str, ...]
+    subject: SubjectKind = "question"
 
     @classmethod
     def of(cls, out: Place, signal: Signal) -> ScoreStore:
         """The signal's store below an output place."""
-        return cls.at(out, signal.name, fingerprint_digest(signal.fingerprint()), signal.extras)
+        return cls.at(out, signal.name, fingerprint_digest(signal.fingerprint()), signal.extras, signal.subject)
 
     @classmethod
-    def at(cls, out: Place, signal: str, digest: str, extras: Sequence[str]) -> ScoreStore:
+    def at(
+        cls, out: Place, signal: str, digest: str, extras: Sequence[str], subject: SubjectKind = "question"
+    ) -> ScoreStore:
         """A store by the digest of its fingerprint."""
-        return cls(out.child("scores", signal, digest), tuple(extras))
+        return cls(out.child("scores", signal, digest), tuple(extras), subject)
 
     def describe(self, fingerprint: dict[str, Any]) -> None:
         """Write down what the fingerprint stands for, once."""

@@ -154,7 +154,8 @@ def _head(diff: Diff) -> list[tuple[str, ...]]:
     lines.append(("files read", *(_share(r["counts"], "files_read", "files") for r in sides)))
     for signal in diff.noise:
         name = f"{signal}_judged"
-        lines.append((name.replace("_", " "), *(_share(r["counts"], name, "questions") for r in sides)))
+        whole = f"{diff.after.get('subjects', {}).get(signal, 'question')}s"
+        lines.append((name.replace("_", " "), *(_share(r["counts"], name, whole) for r in sides)))
     for name, (first, second) in diff.differences.items():
         shown = ("", "changed") if name == "pool files" else (_brief(first), _brief(second))
         if shown[0] == shown[1]:

@@ -27,7 +27,7 @@ DETAIL_CHARACTERS = 200
 class SignalWorker:
     """Scores tables of subjects and writes what it scored to the store before it answers.
 
-    Runs as a Ray actor. A table has the columns `key`, `question` and, for signals that judge samples, `trace`; the
+    Runs as a Ray actor. A table has the columns `key`, `question` and, for signals that judge samples, `response`; the
     answer is one row with what was done.
     """
 
@@ -164,11 +164,9 @@ def score_table(signal: Signal, subjects: Sequence[Subject], scores: Scores) -> 
 
 
 def _subjects(table: pa.Table) -> list[Subject]:
-    traces = table["trace"].to_pylist() if "trace" in table.column_names else [None] * table.num_rows
-    return [
-        Subject(key, question, trace)
-        for key, question, trace in zip(table["key"].to_pylist(), table["question"].to_pylist(), traces, strict=True)
-    ]
+    keys, questions = table["key"].to_pylist(), table["question"].to_pylist()
+    responses = table["response"].to_pylist() if "response" in table.column_names else [None] * table.num_rows
+    return [Subject(*texts) for texts in zip(keys, questions, responses, strict=True)]
 
 
 def _joined(left: Scores, right: Scores, middle: int) -> Scores:

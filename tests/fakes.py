@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
-from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject
+from s2r_ray.ranking import Better
+from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject, SubjectKind
 
 _CHAT_TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
@@ -31,7 +32,8 @@ class HashJudge:
     levels: int = 32
 
     name: ClassVar[str] = "difficulty"
-    subject: ClassVar[Literal["question", "sample"]] = "question"
+    subject: ClassVar[SubjectKind] = "question"
+    ranked: ClassVar[Mapping[str, Better]] = {"difficulty": "high"}
     extras: ClassVar[tuple[str, ...]] = ("label_mass",)
     fatal: ClassVar[tuple[type[BaseException], ...]] = (MemoryError,)
 

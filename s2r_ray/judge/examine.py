@@ -25,7 +25,7 @@ def examine(config: Config, examples: Examples, threshold: float | None) -> dict
     Raises:
         S2RError: no question was answered, or the engine failed.
     """
-    signal = Difficulty.from_config(config.judge, config.workers)
+    signal = Difficulty.of(config.judge, config.workers)
     with captured():
         started = time.monotonic()
         signal.open()

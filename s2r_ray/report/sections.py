@@ -114,7 +114,7 @@ def _stages(record: RunRecord) -> Iterator[tuple[str, ...]]:
         rate = f"{judged / took:,.1f} prompts, start included" if took and judged else ""
         yield (
             f"judge {_words(signal)}",
-            f"{_count(judged)} questions judged, {_count(known)} reused",
+            f"{_count(judged)} {record.subjects.get(signal, 'question')}s judged, {_count(known)} reused",
             _seconds(took),
             rate,
         )

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from s2r_ray.index import Snapshot
 from s2r_ray.near_cutoff import NearCutoff
-from s2r_ray.noise import Noise, read_noise
+from s2r_ray.noise import Noise, noise_of
 from s2r_ray.ranking import JointRanker, RankTable, ValueCounter, ValueCounts, joint_ranker, parse_weights
 from s2r_ray.report.cutoffs import Doubled, OverlapCounter, Overlaps, Scale, find_cutoffs, own_scale, weight_scales
 from s2r_ray.report.labelled import NO_INDEX, IndexColumns, index_columns, labelled_rows
@@ -38,7 +38,6 @@ from s2r_ray.report.tallies import (
     word_edges,
 )
 from s2r_ray.signals import INDEX_SIGNALS
-from s2r_ray.store import ScoreStore, fingerprint_digest
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -98,7 +97,8 @@ def gather(run: StoredRun, snapshot: Snapshot | None, labels: Sequence[str] = ()
     """
     index = NO_INDEX if snapshot is None else index_columns(run, snapshot, labels, [RETHINKING, _ADDRESSES])
     counts = _count_signals(run)
-    ranker = joint_ranker(counts, parse_weights(run.record.config["weights"], list(run.signals)))
+    weights = parse_weights(run.record.config["weights"], list(run.signals))
+    ranker = joint_ranker(counts, weights, run.record.better)
     judged = _judged(run)
     margins, overlaps = _cutoffs(run, counts, ranker, judged)
     tallies = _Tallies.over(run, index, counts, judged)
@@ -306,17 +306,13 @@ def _cutoffs(
     for size in () if run.stratified else sizes:
         beyond = windows.get((own.name, size + 1))
         ends.append((windows[own.name, size].low, beyond.low if beyond else None))
-    noise = {name: _noise_of(run, name) for name in run.weighted if name not in INDEX_SIGNALS}
+    fingerprints = run.record.fingerprints
+    noise = {name: noise_of(run.out, fingerprints, name) for name in run.weighted if name not in INDEX_SIGNALS}
     reach = {name: found.largest for name, found in noise.items() if found is not None}
     near = NearCutoff(counts, ranker, reach) if ends and len(reach) == len(noise) else None
     margins = _Margins(own, ends, noise, near, [(0, 0)] * len(ends), [0] * len(ends))
     per_budget = [[windows[scale.name, size] for scale in others] for size in sizes]
     return margins, OverlapCounter(others, per_budget) if judged else None
-
-
-def _noise_of(run: StoredRun, signal: str) -> Noise | None:
-    digest = fingerprint_digest(run.record.fingerprints[signal])
-    return read_noise(ScoreStore.at(run.out, signal, digest, ()))
 
 
 def _frontiers(
@@ -326,6 +322,8 @@ def _frontiers(
     have a weight, too."""
     weights = {name: weight for name, weight in margins.scale.weights.items() if weight}
     if judged is None or not weights.keys() <= {judged, "length"}:
+        return
+    if "low" in {ranker.tables[name].better for name in weights}:  # what is selected then lies beyond two edges
         return
     values, lengths = counts[judged].values, counts["length"].values
     at = np.unique(np.linspace(0, len(values) - 1, _FRONTIER_POINTS).astype(int))

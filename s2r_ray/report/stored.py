@@ -39,7 +39,8 @@ class StoredRun:
     @property
     def signals(self) -> dict[str, str]:
         """Signal -> column of the ranking that has its values."""
-        return {**{name: name for name in self.record.fingerprints}, **INDEX_SIGNALS}
+        ranked = self.record.better or self.record.fingerprints  # the latter for a run of an older version
+        return {**{name: name for name in ranked if name not in INDEX_SIGNALS}, **INDEX_SIGNALS}
 
     @property
     def weighted(self) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from s2r_ray.ranking import Better
+
 FloatArray = npt.NDArray[np.float64]
 
 GRID = 2.0**20
@@ -25,13 +27,20 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+SubjectKind = Literal["question", "sample"]
+
+
 @dataclass(frozen=True)
 class Subject:
-    """One thing to judge. `key` is its 16-byte content key; `trace` is None for signals that judge questions."""
+    """One thing to judge. `key` is its 16-byte content key.
+
+    `response` is all that a student would learn to write: the trace, between its marks, and the answer. It is None for
+    signals that judge questions.
+    """
 
     key: bytes
     question: str
-    trace: str | None = None
+    response: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,15 +102,18 @@ class Resources:
 class Signal(Protocol):
     """Scores subjects. Instances are pickled to workers before `open`, so they hold settings only until then.
 
-    `subject` says what is judged once: each distinct question, or each sample. `extras` names the further columns.
-    `fatal` are the exception types after which the worker is not fit to go on. A signal that keeps anything of earlier
+    `subject` says what is judged once: each distinct question, or each distinct sample, which is a question with its
+    response. The value goes into a column called as the signal; `extras` names the further columns. `ranked` are those
+    of them all that weights and filters may name, each with what is better; a configuration may say otherwise. `fatal`
+    are the exception types after which the worker is not fit to go on. A signal that keeps anything of earlier
     batches also has `forget()`, which drops it: what is judged after that is judged anew (see noise.py). One that needs
     more of a node than `resources` says also has `check_node()`: it runs on every node that may get a worker, before
     any work, and raises an S2RError where a worker could not run.
     """
 
     name: str
-    subject: Literal["question", "sample"]
+    subject: SubjectKind
+    ranked: Mapping[str, Better]
     extras: tuple[str, ...]
     fatal: tuple[type[BaseException], ...]
 

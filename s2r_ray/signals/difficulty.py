@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from s2r_ray.cluster import cluster_address
-from s2r_ray.config import JudgeSection, WorkersSection
+from s2r_ray.config import Config, JudgeSection, WorkersSection
 from s2r_ray.engines import EngineError, EngineSettings, open_engine
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PromptEncoder
 from s2r_ray.models import ModelRef, check_readable, fetch, find_model, is_classifier, stated_dtype
-from s2r_ray.signals.base import Fault, FloatArray, Resources, Scores, Status, Subject
+from s2r_ray.ranking import Better
+from s2r_ray.signals.base import Fault, FloatArray, Resources, Scores, Status, Subject, SubjectKind
 from s2r_ray.storage import DEFAULT_STORAGE, StorageOptions
 
 _CODE_VERSION = 1
@@ -50,7 +51,8 @@ class Difficulty:
     """See `signals.base.Signal`. Values are in 0..1; `label_mass` is p(difficult) + p(not difficult)."""
 
     name = "difficulty"
-    subject: Literal["question", "sample"] = "question"
+    subject: SubjectKind = "question"
+    ranked: Mapping[str, Better] = {"difficulty": "high"}
     extras: tuple[str, ...] = ("label_mass",)
     fatal: tuple[type[BaseException], ...] = (EngineError, MemoryError)
 
@@ -58,9 +60,12 @@ class Difficulty:
         self.settings = settings
 
     @classmethod
-    def from_config(
-        cls, judge: JudgeSection, workers: WorkersSection, storage: StorageOptions = DEFAULT_STORAGE
-    ) -> Difficulty:
+    def from_config(cls, config: Config) -> Difficulty:
+        """As `of`."""
+        return cls.of(config.judge, config.workers, config.storage.options())
+
+    @classmethod
+    def of(cls, judge: JudgeSection, workers: WorkersSection, storage: StorageOptions = DEFAULT_STORAGE) -> Difficulty:
         """Find the model and check it.
 
         Raises:

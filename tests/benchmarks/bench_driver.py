@@ -31,11 +31,11 @@ from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.index import QUESTIONS_SCHEMA, PoolIndex, Snapshot, candidates_place, label_column, questions_place
 from s2r_ray.mapping import Mapping
 from s2r_ray.models import ModelRef
+from s2r_ray.pending import find_questions, work_items
 from s2r_ray.pipeline import Done, Plan, index_and_score, rank_and_publish
 from s2r_ray.progress import Progress
 from s2r_ray.ranking import parse_weights
 from s2r_ray.readers import Unit
-from s2r_ray.score import find_questions, work_items
 from s2r_ray.selection import rank
 from s2r_ray.signals.base import Resources
 from s2r_ray.storage import Place

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from s2r_ray.cluster import connected
+from s2r_ray.pending import find_questions
 from s2r_ray.pipeline import Plan
 from s2r_ray.progress import Progress
-from s2r_ray.score import find_questions, score_missing
+from s2r_ray.score import score_missing
 from s2r_ray.selection import rank
 from s2r_ray.signals.base import Resources
 from s2r_ray.storage import Place

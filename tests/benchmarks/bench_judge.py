@@ -35,7 +35,7 @@ def run(questions: int = 5000, seed: int = 0, repeats: int = 3, batch: int = 512
 
     texts, real = mixed(questions, seed)
     subjects = [Subject(number.to_bytes(16, "big"), text) for number, text in enumerate(texts)]
-    signal = Difficulty.from_config(JudgeSection.model_validate({}), WorkersSection.model_validate({}))
+    signal = Difficulty.of(JudgeSection.model_validate({}), WorkersSection.model_validate({}))
     signal.open()
     engine = signal._engine
     if not isinstance(engine, VllmEngine):
@@ -61,7 +61,7 @@ def run(questions: int = 5000, seed: int = 0, repeats: int = 3, batch: int = 512
     name = f"judge, steady state, {what} / bare LLM.generate"
     same = lambda a, b: bool(np.abs(a - b).max() < 0.01)  # noqa: E731
     rows = [alternated(name, lambda: judged(signal), bare, repeats, same)]
-    exact = Difficulty.from_config(JudgeSection(deterministic=True), WorkersSection.model_validate({}))
+    exact = Difficulty.of(JudgeSection(deterministic=True), WorkersSection.model_validate({}))
     exact.open()
     few = subjects[: len(subjects) // 5]
     name = f"judge, deterministic, {len(few):,} of them / not deterministic"

@@ -24,9 +24,10 @@ import pyarrow as pa
 
 from s2r_ray.cluster import connected
 from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, questions_place
+from s2r_ray.pending import find_questions
 from s2r_ray.progress import Progress
 from s2r_ray.readers import Unit
-from s2r_ray.score import find_questions, score_missing
+from s2r_ray.score import score_missing
 from s2r_ray.signals.base import Resources, Scores, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore

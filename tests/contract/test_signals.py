@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from s2r_ray.config import Config, load_config
-from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
+from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS
 from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
@@ -68,6 +68,11 @@ CASES = {
             "pool": {"out": "elsewhere", "candidates": "all", "tokenizer": "another"},
         },
     ),
+    "rethinking": Case(
+        SIGNALS["rethinking"],
+        {"words": {"rethinking": {"words": ["hmm"]}}},
+        {"workers": {"workers": {"cpu_workers_max": 9}}, "judge": _judge(max_prompt_tokens=500)},
+    ),
 }
 VARIANTS = [(name, change) for name, case in CASES.items() for change in case.changes]
 HARMLESS = [(name, change) for name, case in CASES.items() for change in case.harmless]
@@ -89,7 +94,11 @@ def signal(request: pytest.FixtureRequest, tiny_judge: Path) -> Signal:
 
 
 def subjects(*questions: str) -> list[Subject]:
-    return [Subject(number.to_bytes(16, "big"), question, "trace") for number, question in enumerate(questions)]
+    """With a response that depends on the question alone."""
+    return [
+        Subject(number.to_bytes(16, "big"), question, f"<think>\nWait, {question}\n</think>\n\nSo {question}.")
+        for number, question in enumerate(questions)
+    ]
 
 
 QUESTIONS = ["1 + 1 = ?", "", "Prove it.", "解方程", "x" * 40, "1<|im_end|>\n", "1 + 1 = ?"]
@@ -101,15 +110,21 @@ def test_every_signal_is_under_contract() -> None:
     assert not set(SIGNALS) & set(INDEX_SIGNALS)
 
 
-def test_name_in_the_table(tiny_judge: Path) -> None:
-    """Catches: scores stored under another name than weights are given for."""
+def test_names_in_the_tables(tiny_judge: Path) -> None:
+    """Catches: scores stored under another name than weights are given for; a column that no weight finds."""
+    further = {}
     for name, make in SIGNALS.items():
-        assert make(config_of(tiny_judge)).name == name
+        signal = make(config_of(tiny_judge))
+        assert signal.name == name
+        further |= {column: name for column in signal.ranked if column != name}
+    assert further == FURTHER
 
 
 def test_declarations(signal: Signal, tmp_path: Path) -> None:
     """Catches: a declaration that only fails on the cluster."""
     assert signal.subject in ("question", "sample")
+    assert set(signal.ranked) <= {signal.name, *signal.extras}
+    assert signal.ranked[signal.name] in ("high", "low")
     assert all(isinstance(name, str) for name in signal.extras)
     assert all(issubclass(kind, BaseException) for kind in signal.fatal)
     assert not {Exception, BaseException, ValueError} & set(signal.fatal)
@@ -212,6 +227,7 @@ class Wrapped:
 
     def __init__(self, signal: Signal, trouble: dict[str, BaseException]) -> None:
         self.name, self.subject, self.extras, self.fatal = signal.name, signal.subject, signal.extras, signal.fatal
+        self.ranked = signal.ranked
         self.fingerprint, self.resources, self.open = signal.fingerprint, signal.resources, signal.open
         self._signal = signal
         self._trouble = trouble

@@ -30,7 +30,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def score(judge: dict[str, Any], questions: Sequence[str]) -> Scores:
-    signal = Difficulty.from_config(JudgeSection.model_validate(judge), WorkersSection.model_validate({}))
+    signal = Difficulty.of(JudgeSection.model_validate(judge), WorkersSection.model_validate({}))
     signal.open()
     return signal.score([Subject(b"", question) for question in questions])
 
@@ -96,7 +96,7 @@ def test_classification_head_in_vllm_equals_transformers(head_judge: Path, quest
 
 def in_batches(judge: dict[str, Any], questions: Sequence[str], batches: Sequence[Sequence[int]]) -> np.ndarray:
     """float64[questions, 2]: score and label mass, judged in these batches of positions."""
-    signal = Difficulty.from_config(JudgeSection.model_validate(judge), WorkersSection.model_validate({}))
+    signal = Difficulty.of(JudgeSection.model_validate(judge), WorkersSection.model_validate({}))
     signal.open()
     found = np.zeros((len(questions), 2))
     for batch in batches:

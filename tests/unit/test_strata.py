@@ -125,7 +125,7 @@ def test_ranks_inside(chunk: int, grid: bool, monkeypatch: pytest.MonkeyPatch) -
     table.scores["difficulty"] = np.where(table.left_out, np.nan, scores)
     of = np.where(rng.random(rows) < 0.5, 0, rng.integers(0, 30, rows))
     groups = [np.flatnonzero((of == group) & ~table.left_out) for group in range(30)]
-    rank_inside(table, groups, ["difficulty", "length"])
+    rank_inside(table, groups, {"difficulty": "high", "length": "high"})
     for name, column in (("difficulty", scores), ("length", table.length)):
         for group in groups:
             assert (table.ranks[f"rank_{name}"][group] / 2 == rankdata(-column[group])).all()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2r_ray.errors import S2RError, WorkersLostError
-from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject
+from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject, SubjectKind
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.worker import SignalWorker, score_all, score_table
@@ -32,7 +32,7 @@ class Lengths:
     """Scores a question by its length; «bad» raises, «dead» is fatal, «silent» has no answer. Counts its calls."""
 
     name: ClassVar[str] = "lengths"
-    subject: ClassVar[Literal["question", "sample"]] = "question"
+    subject: ClassVar[SubjectKind] = "question"
     extras: ClassVar[tuple[str, ...]] = ("twice",)
     fatal: ClassVar[tuple[type[BaseException], ...]] = (Dead, MemoryError)
 
@@ -268,7 +268,7 @@ def test_traces_reach_signals_that_judge_samples(tmp_path: Path) -> None:
     seen: list[Subject] = []
 
     class Samples(Lengths):
-        subject: ClassVar[Literal["question", "sample"]] = "sample"
+        subject: ClassVar[SubjectKind] = "sample"
 
         def score(self, batch: Sequence[Subject]) -> Scores:
             seen.extend(batch)
@@ -276,5 +276,5 @@ def test_traces_reach_signals_that_judge_samples(tmp_path: Path) -> None:
 
     key = b"0" * 16
     worker = SignalWorker(Samples(), ScoreStore.of(Place.of(tmp_path), Samples()), hang_seconds=60)
-    worker(pa.table({"key": pa.array([key], pa.binary(16)), "question": ["q"], "trace": ["t"]}))
+    worker(pa.table({"key": pa.array([key], pa.binary(16)), "question": ["q"], "response": ["t"]}))
     assert seen == [Subject(key, "q", "t")] * 2, "judged, and once more for the noise"

@@ -76,7 +76,7 @@ def head(tokenizer_dir: Path, tmp_path: Path) -> Path:
 
 
 def signal_of(folder: Path, **judge: Any) -> Difficulty:
-    return Difficulty.from_config(JudgeSection(model=str(folder), **judge), WorkersSection())
+    return Difficulty.of(JudgeSection(model=str(folder), **judge), WorkersSection())
 
 
 def opened(
@@ -284,7 +284,7 @@ def test_dtype(folder: Path, tokenizer_dir: Path) -> None:
 def test_resources(workers: dict[str, Any], gpus: float, expected: float, folder: Path) -> None:
     """Catches: a judge on the CPU of a GPU cluster, or one that waits for GPUs that are not there."""
     section = WorkersSection(judges_min=2, judges_max=5, judge_batch=7, cpus_per_judge=3, **workers)
-    found = Difficulty.from_config(JudgeSection(model=str(folder)), section).resources(gpus)
+    found = Difficulty.of(JudgeSection(model=str(folder)), section).resources(gpus)
     assert (found.gpus, found.workers, found.batch, found.cpus) == (expected, (2, 5), 7, 3)
 
 
@@ -294,7 +294,7 @@ def test_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
 
     def threads(**workers: Any) -> int | None:
-        found = Difficulty.from_config(JudgeSection(model=str(folder)), WorkersSection(**workers))
+        found = Difficulty.of(JudgeSection(model=str(folder)), WorkersSection(**workers))
         assert found.resources(1).threads is None
         assert found.resources(0).cpus == workers.get("cpus_per_judge", 1)
         return found.resources(0).threads
@@ -312,7 +312,7 @@ def test_workers_do_not_change_scores(folder: Path) -> None:
     """Catches: a pool judged again because of a larger cluster."""
     judge = JudgeSection(model=str(folder))
     few, many = (
-        Difficulty.from_config(judge, section)
+        Difficulty.of(judge, section)
         for section in (WorkersSection(), WorkersSection(judges_max=64, judge_batch=4096, tensor_parallel=8))
     )
     assert few.fingerprint() == many.fingerprint()
@@ -335,6 +335,6 @@ def test_several_gpus_need_shared_memory(tiny_judge: Path, monkeypatch: pytest.M
     monkeypatch.setattr(difficulty, "_PARALLEL_SHARED_MEMORY", 1 << 50)
     judge = load_config(None, {"judge": {"model": str(tiny_judge)}}).judge
     for count, fails in ((1, False), (2, True)):
-        signal = Difficulty.from_config(judge, load_config(None, {"workers": {"tensor_parallel": count}}).workers)
+        signal = Difficulty.of(judge, load_config(None, {"workers": {"tensor_parallel": count}}).workers)
         with pytest.raises(S2RError) if fails else nullcontext():
             signal.check_node()

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, questions_place
+from s2r_ray.pending import Pending, find_questions, work_items
 from s2r_ray.readers import Unit
-from s2r_ray.score import Pending, find_questions, load_questions, work_items
 from s2r_ray.storage import Place
+from s2r_ray.subjects import load_questions
 from s2r_ray.tables import write_table
 
 

@@ -1,0 +1,85 @@
+"""Several signals in one run: computed once, combined with weights and directions, against plain Python and scipy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from scipy.stats import rankdata
+
+from s2r_ray.judge import EMBEDDED_JUDGE
+from s2r_ray.judge.prompt import load_tokenizer
+from s2r_ray.rethinking import RETHINKING_WORDS, count_rethinking
+from s2r_ray.trace import reasoning
+from tests.command import assert_told, s2r
+from tests.integration.test_pipeline import summary_of
+
+
+def config(folder: Path, **settings: object) -> Path:
+    file = folder / "s2r.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def rethinking_of(pool: Path, ranking: pa.Table) -> np.ndarray:
+    """The value of each ranked row, from the pool itself and the reference tokenizer."""
+    tokenizer = load_tokenizer(str(EMBEDDED_JUDGE)).backend_tokenizer
+    found = []
+    for row in ranking.to_pylist():
+        traces = pq.read_table(pool / row["file"], columns=["generations"])["generations"][row["row"]].as_py()
+        trace = reasoning(traces[row["generation"]])
+        tokens = len(tokenizer.encode(trace, add_special_tokens=False).ids)
+        found.append(1000 * int(count_rethinking([trace], RETHINKING_WORDS)[0]) / tokens)
+    return np.array(found)
+
+
+@pytest.mark.ray
+def test_traces_are_judged_once_and_ranked_either_way(tmp_path: Path) -> None:
+    """Catches: a signal over traces that sees another trace, judges again, or is ranked the wrong way round; a `select`
+    that does not see what is stored."""
+    pool, out = tmp_path / "pool", tmp_path / "out"
+    assert s2r("synth", "--rows", "150", "--rows-per-file", "60", "--out", pool).code == 0
+    weights = {"rethinking": 0.25, "length": 0.75}
+    settings = config(tmp_path, signals=[], weights=weights, candidates="all", baselines=["middle:rethinking"])
+    first = summary_of("run", "--pool", pool, "--out", out, "--config", settings)
+    ranking = pq.read_table(Path(first["run"]) / "ranking")
+    assert first["counts"]["rethinking_judged"] == first["counts"]["samples"] >= ranking.num_rows > 150
+    assert "difficulty" not in ranking.column_names
+    values, lengths = ranking["rethinking"].to_numpy(), ranking["trace_tokens_unique"].to_numpy()
+    assert np.abs(values - rethinking_of(pool, ranking)).max() <= 2.0**-20
+    assert len(set(values.tolist())) > 20
+    ranks = {"rethinking": rankdata(-values), "length": rankdata(-lengths)}
+    assert (ranking["rank_rethinking"].to_numpy() == ranks["rethinking"]).all()
+    assert np.allclose(ranking["rank_joint"].to_numpy(), 0.25 * ranks["rethinking"] + 0.75 * ranks["length"])
+
+    middle = pq.read_table(Path(first["run"]) / "baselines" / "middle-rethinking" / "top-10pct.parquet")
+    away = np.abs(ranks["rethinking"] - (len(values) + 1) / 2)
+    expected = np.lexsort((ranking["sample_id"].to_numpy(zero_copy_only=False), -lengths, away))[: middle.num_rows]
+    assert middle["sample_id"].to_pylist() == ranking["sample_id"].take(pa.array(expected)).to_pylist()
+
+    settings = config(tmp_path, signals=[], weights=weights, directions={"rethinking": "low"})
+    other = summary_of("select", "--out", out, "--config", settings)
+    assert (pq.read_table(Path(other["run"]) / "ranking")["rank_rethinking"].to_numpy() == rankdata(values)).all()
+
+    settings = config(tmp_path, signals=[], weights=weights, candidates="all")
+    again = summary_of("run", "--pool", pool, "--out", out, "--config", settings)
+    assert again["counts"]["rethinking_judged"] == 0
+    assert again["counts"]["rethinking_reused"] == first["counts"]["samples"]
+
+
+def test_names_that_are_wrong_are_told(tmp_path: Path) -> None:
+    """Catches: a misspelt signal that silently weighs nothing."""
+    pool, out = tmp_path / "pool", tmp_path / "out"
+    assert s2r("synth", "--rows", "20", "--out", pool).code == 0
+    for settings, words in (
+        ({"signals": ["dificulty"]}, "there is no dificulty"),
+        ({"directions": {"rethinking": "low"}}, "directions name rethinking"),
+        ({"baselines": ["middle:rethink"]}, "no baseline middle:rethink"),
+        ({"rethinking": {"words": ["wait", " "]}}, "a blank word would count everywhere"),
+    ):
+        said = s2r("plan", "--pool", pool, "--out", out, "--config", config(tmp_path, **settings))
+        assert_told(said, 2, words)
