@@ -190,6 +190,28 @@ class WorkersSection(_Section):
         return self
 
 
+class StudentSection(_Section):
+    """The model that is to be trained, for signals that ask it about traces (surprisal and others)."""
+
+    model: str = Field("", description="Folder, s3:// prefix or hub id; empty: none")
+    revision: str | None = Field(None, description="Hub revision; part of the fingerprint")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="What runs it")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights' type in the engine; auto: what the model states"
+    )
+    max_tokens: int = Field(
+        32768, ge=16, description="Tokens of question and response together; longer samples are excluded, never cut"
+    )
+    batch_tokens: int = Field(
+        2048,
+        ge=16,
+        description="Tokens that go through it at once; each takes 6 bytes for each token of its vocabulary",
+    )
+    batch: int = Field(64, ge=1, description="Samples per batch, and per part of the score store")
+    trust_remote_code: bool = Field(False, description="Run code that ships with the model")
+    gpu_memory_utilization: float = Field(0.8, gt=0, le=1, description="Share of a GPU's memory that vLLM takes")
+
+
 class RethinkingSection(_Section):
     """The signal `rethinking`: words that tell of a second thought, per 1,000 tokens of the trace."""
 
@@ -222,6 +244,7 @@ class Config(_Section):
     signals: tuple[str, ...] = Field(
         ("difficulty",), description="Signals to compute; those that weights or baselines name are computed as well"
     )
+    student: StudentSection = StudentSection.model_validate({})
     rethinking: RethinkingSection = RethinkingSection.model_validate({})
     weights: dict[str, str] = Field(
         default_factory=lambda: dict(DEFAULT_WEIGHTS),

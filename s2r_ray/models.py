@@ -71,8 +71,9 @@ def find_model(
     *,
     trust_remote_code: bool = False,
     storage: StorageOptions = DEFAULT_STORAGE,
+    role: str = "judge",
 ) -> ModelRef:
-    """A judge by folder, s3:// prefix or hub id.
+    """A model by folder, s3:// prefix or hub id; `role` is what it is called in errors and in the configuration.
 
     Raises:
         UsageError: nothing is there, it has no weights, configuration or tokenizer, weights that are pickles, or code
@@ -81,12 +82,12 @@ def find_model(
     found = _locate(model, revision, "model", storage)
     for wanted, files in (("config.json", ["config.json"]), ("a tokenizer", list(_TOKENIZER_FILES))):
         if not any((found.folder / name).exists() for name in files):
-            raise UsageError(f"judge {model}: {wanted} not found in it; expected a model folder with {files[0]}")
+            raise UsageError(f"{role} {model}: {wanted} not found in it; expected a model folder with {files[0]}")
     for name in ("config.json", "tokenizer_config.json"):
         if not trust_remote_code and _names_code(found.folder / name):
             raise UsageError(
-                f"judge {model}: its {name} asks to run code that ships with it (auto_map), which is refused; "
-                "read that code, then set judge.trust_remote_code: true, or take a model without it"
+                f"{role} {model}: its {name} asks to run code that ships with it (auto_map), which is refused; "
+                f"read that code, then set {role}.trust_remote_code: true, or take a model without it"
             )
     if found.commit is None:
         here = [path.name for path in found.folder.iterdir()]
@@ -94,7 +95,7 @@ def find_model(
         if not any(name.endswith(_WEIGHTS) for name in names):
             pickled = any(name.endswith(_PICKLES) for name in names)
             raise UsageError(
-                f"judge {model}: no weights (*.safetensors) in it"
+                f"{role} {model}: no weights (*.safetensors) in it"
                 + ("; pickled weights (.bin, .pt) can run code and are not read: convert them" if pickled else "")
             )
     if found.identity:

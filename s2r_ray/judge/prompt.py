@@ -50,47 +50,38 @@ PAPER_PROMPT = JudgePrompt(
 """The prompt of Select2Reason's published selection script (arXiv 2505.17266)."""
 
 
-class PromptEncoder:
-    """Encodes questions into judge prompts and knows the two label tokens.
+class QuestionEncoder:
+    """Encodes questions into prompts of a chat model.
 
     Args:
-        model_dir: folder with the judge's tokenizer and chat template.
-        prompt: what the judge is told.
-        labels: the answers for «not difficult» and «difficult», each one token of the tokenizer.
+        model_dir: folder with the model's tokenizer and chat template.
+        prompt: what the model is told.
+        role: what the model is called in errors.
 
     Raises:
-        UsageError: no tokenizer, no chat template, a label that is not one token, or a template that
-            leaves the question out.
+        UsageError: no tokenizer, no chat template, or a template that leaves the question out.
     """
 
     def __init__(
-        self,
-        model_dir: str | Path,
-        prompt: JudgePrompt,
-        labels: tuple[str, str] = ("0", "1"),
-        *,
-        trust_remote_code: bool = False,
+        self, model_dir: str | Path, prompt: JudgePrompt, *, trust_remote_code: bool = False, role: str = "judge"
     ) -> None:
         tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
         if not tokenizer.chat_template:
             raise UsageError(
-                f"judge {model_dir}: its tokenizer has no chat template; expected one in "
+                f"{role} {model_dir}: its tokenizer has no chat template; expected one in "
                 "tokenizer_config.json or chat_template.jinja"
             )
-        rendered = _render(tokenizer, prompt, model_dir)
+        rendered = _render(tokenizer, prompt, model_dir, role)
         if rendered.count(_PLACEHOLDER) != 1:
             raise UsageError(
-                f"judge {model_dir}: its chat template must show the user's text once; "
+                f"{role} {model_dir}: its chat template must show the user's text once; "
                 f"found it {rendered.count(_PLACEHOLDER)} times"
             )
-        self._plain = _without_control_tokens(tokenizer)
-        _check_plain(self._plain, tokenizer, model_dir)
+        self._plain = without_control_tokens(tokenizer)
+        _check_plain(self._plain, tokenizer, model_dir, role)
         self._frame = _frame(rendered, list(tokenizer.added_tokens_decoder.values()))
         self._prefix: list[int] = self._encode_template(tokenizer, self._frame.before)
         self._suffix: list[int] = self._encode_template(tokenizer, self._frame.after)
-        self.label_ids = (self._label_id(labels[0], model_dir), self._label_id(labels[1], model_dir))
-        if self.label_ids[0] == self.label_ids[1]:
-            raise UsageError(f"judge labels must differ; found {labels[0]!r} twice")
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of one prompt per question, in the order given."""
@@ -102,6 +93,30 @@ class PromptEncoder:
     def _encode_template(tokenizer: Any, text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False) if text else []
         return ids
+
+
+class PromptEncoder(QuestionEncoder):
+    """Encodes questions into judge prompts and knows the two label tokens.
+
+    Args:
+        labels: the answers for «not difficult» and «difficult», each one token of the tokenizer.
+
+    Raises:
+        UsageError: as QuestionEncoder; a label that is not one token.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        prompt: JudgePrompt,
+        labels: tuple[str, str] = ("0", "1"),
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(model_dir, prompt, trust_remote_code=trust_remote_code)
+        self.label_ids = (self._label_id(labels[0], model_dir), self._label_id(labels[1], model_dir))
+        if self.label_ids[0] == self.label_ids[1]:
+            raise UsageError(f"judge labels must differ; found {labels[0]!r} twice")
 
     def _label_id(self, label: str, model_dir: str | Path) -> int:
         ids: list[int] = self._plain.encode(label, add_special_tokens=False).ids
@@ -134,7 +149,7 @@ def load_tokenizer(model_dir: str | Path, *, trust_remote_code: bool = False) ->
     return tokenizer
 
 
-def _render(tokenizer: Any, prompt: JudgePrompt, model_dir: str | Path) -> str:
+def _render(tokenizer: Any, prompt: JudgePrompt, model_dir: str | Path, role: str) -> str:
     from jinja2 import TemplateError
 
     messages = prompt.messages(_PLACEHOLDER)
@@ -142,24 +157,28 @@ def _render(tokenizer: Any, prompt: JudgePrompt, model_dir: str | Path) -> str:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise UsageError(
-            f"judge {model_dir}: its chat template refused the prompt ({error}). Some templates know no system turn: "
+            f"{role} {model_dir}: its chat template refused the prompt ({error}). Some templates know no system turn: "
             "set judge.prompt.system to an empty text and say it in judge.prompt.user."
         ) from error
     return text
 
 
-def _without_control_tokens(tokenizer: Any) -> Any:
-    """A copy of the Rust tokenizer in which no string is a control token."""
+def without_control_tokens(tokenizer: Any, *, keep_others: bool = False) -> Any:
+    """A copy of the Rust tokenizer in which no string is a control token.
+
+    Args:
+        keep_others: leave added tokens that are not special (such as `<think>` of some models) as they are.
+    """
     from tokenizers import Tokenizer
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = []
+    state["added_tokens"] = [token for token in state["added_tokens"] if keep_others and not token["special"]]
     state["post_processor"] = None
     state["truncation"] = state["padding"] = None
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _check_plain(plain: Any, tokenizer: Any, model_dir: str | Path) -> None:
+def _check_plain(plain: Any, tokenizer: Any, model_dir: str | Path, role: str) -> None:
     """Some vocabularies hold their control tokens as ordinary words; no list can then be emptied to keep them out."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special.discard(tokenizer.unk_token_id)
@@ -167,7 +186,7 @@ def _check_plain(plain: Any, tokenizer: Any, model_dir: str | Path) -> None:
         text = str(tokenizer.added_tokens_decoder[number])
         if special.intersection(plain.encode(text, add_special_tokens=False).ids):
             raise UsageError(
-                f"judge {model_dir}: its tokenizer reads control tokens in plain text (found {text!r}), so a question "
+                f"{role} {model_dir}: its tokenizer reads control tokens in plain text (found {text!r}), so a question "
                 "could pose as the judge; expected one that keeps them apart, such as a byte-level BPE"
             )
 

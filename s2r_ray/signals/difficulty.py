@@ -7,7 +7,6 @@ probabilities; `compat: top2` does what the published script does; a classificat
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from s2r_ray.cluster import cluster_address
 from s2r_ray.config import Config, JudgeSection, WorkersSection
 from s2r_ray.engines import EngineError, EngineSettings, open_engine
-from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.errors import UsageError
 from s2r_ray.judge.prompt import PromptEncoder
-from s2r_ray.models import ModelRef, check_readable, fetch, find_model, is_classifier, stated_dtype
+from s2r_ray.models import ModelRef, fetch, find_model, is_classifier, stated_dtype
 from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Fault, FloatArray, Resources, Scores, Status, Subject, SubjectKind
+from s2r_ray.signals.model_workers import check_model_node, model_resources
 from s2r_ray.storage import DEFAULT_STORAGE, StorageOptions
 
 _CODE_VERSION = 1
 """Raise it when a change to this file can change a score: stored scores are then not reused."""
-
-
-_PARALLEL_SHARED_MEMORY = 1 << 30
-"""Bytes: the processes of one model on several GPUs pass data through it, and containers have 64 MiB unless told."""
 
 
 @dataclass(frozen=True)
@@ -117,27 +112,11 @@ class Difficulty:
     def resources(self, gpus_in_cluster: float) -> Resources:
         """See `Signal`. Where nothing else is asked for, a judge takes GPUs if there are any."""
         workers = self.settings.workers
-        gpus = workers.gpus_per_judge
-        if gpus is None:
-            wanted = workers.accelerator_type is not None or workers.tensor_parallel > 1
-            gpus = float(workers.tensor_parallel) if gpus_in_cluster or wanted else 0.0
-        return Resources(
-            workers=(workers.judges_min, workers.judges_max),
-            cpus=workers.cpus_per_judge or 1,
-            threads=None if gpus else _threads(workers),
-            gpus=gpus,
-            accelerator_type=workers.accelerator_type,
-            custom=workers.judge_resources,
-            batch=workers.judge_batch,
-            restarts=workers.restarts,
-            hang_seconds=workers.hang_seconds,
-        )
+        return model_resources(workers, gpus_in_cluster, workers.judge_batch)
 
     def check_node(self) -> None:
         """See `Signal`."""
-        check_readable(self.settings.model)
-        if self.settings.workers.tensor_parallel > 1:
-            _check_shared_memory(_PARALLEL_SHARED_MEMORY)
+        check_model_node(self.settings.model, self.settings.workers)
 
     def open(self) -> None:
         """See `Signal`."""
@@ -197,27 +176,6 @@ class Difficulty:
             elif share < least:
                 faults[position] = Fault(Status.NO_ANSWER, f"label mass {share:.3g}, at least {least:g}")
         return faults
-
-
-def _threads(workers: WorkersSection) -> int | None:
-    """On a Ray of our own little else is asked of the machine while judges work: they may have all cores."""
-    if workers.cpus_per_judge is not None or cluster_address(workers.address):
-        return None
-    return max(1, (os.cpu_count() or 1) // workers.judges_max)
-
-
-def _check_shared_memory(needed: int) -> None:
-    """Raise an S2RError where this node has less than so many bytes free."""
-    try:
-        stat = os.statvfs("/dev/shm")
-    except OSError as error:
-        raise S2RError(f"it has no /dev/shm; mount one of at least {needed >> 20:,} MiB") from error
-    free = stat.f_bavail * stat.f_frsize
-    if free < needed:
-        raise S2RError(
-            f"/dev/shm has {free >> 20:,} MiB free, and a judge on several GPUs needs {needed >> 20:,}; give the "
-            "container more (--shm-size, or an emptyDir with medium: Memory)"
-        )
 
 
 def _open_encoder(judge: JudgeSection, folder: Path) -> PromptEncoder:

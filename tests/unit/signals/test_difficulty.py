@@ -20,7 +20,7 @@ from s2r_ray.config import JudgeSection, WorkersSection, load_config
 from s2r_ray.engines import EngineError, EngineSettings
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.judge.prompt import PromptEncoder
-from s2r_ray.signals import difficulty
+from s2r_ray.signals import difficulty, model_workers
 from s2r_ray.signals.base import Fault, Scores, Status, Subject
 from s2r_ray.signals.difficulty import Difficulty, label_score, published_score
 
@@ -325,14 +325,14 @@ def test_what_travels_is_small(folder: Path) -> None:
 
 def test_shared_memory_of_a_node() -> None:
     """Catches: a container with 64 MiB of shared memory, in which a model on several GPUs hangs while it loads."""
-    difficulty._check_shared_memory(1 << 10)
+    model_workers._check_shared_memory(1 << 10)
     with pytest.raises(S2RError, match=r"/dev/shm has [\d,]+ MiB free, .* needs 1,073,741,824; .*--shm-size"):
-        difficulty._check_shared_memory(1 << 50)
+        model_workers._check_shared_memory(1 << 50)
 
 
 def test_several_gpus_need_shared_memory(tiny_judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: the check made for every judge, or for none."""
-    monkeypatch.setattr(difficulty, "_PARALLEL_SHARED_MEMORY", 1 << 50)
+    monkeypatch.setattr(model_workers, "_PARALLEL_SHARED_MEMORY", 1 << 50)
     judge = load_config(None, {"judge": {"model": str(tiny_judge)}}).judge
     for count, fails in ((1, False), (2, True)):
         signal = Difficulty.of(judge, load_config(None, {"workers": {"tensor_parallel": count}}).workers)
