@@ -341,6 +341,7 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
             f"{signal.name}_prompt_tokens": judged.prompt_tokens,
         }
         if judged.judged:
+            store.put_together()
             seconds[signal.name] = judged.seconds
             seconds[f"{signal.name}_in_workers"] = judged.worker_seconds
             seconds[f"{signal.name}_loading"] = judged.loading
