@@ -65,7 +65,10 @@ class VllmEngine:
         """See `engines.Engine`. Exact: vLLM returns these two ids, whatever their rank."""
         from vllm import SamplingParams
 
-        parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(labels))
+        # Nobody changes them, and a deep copy for each prompt takes 50 µs.
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(labels), skip_clone=True
+        )
         found = self._next_token_logprobs(prompts, parameters)
         return np.array([[row[labels[0]], row[labels[1]]] for row in found], np.float64).reshape(-1, 2)
 
@@ -80,6 +83,7 @@ class VllmEngine:
             repetition_penalty=_REPETITION_PENALTY,
             logprobs=2,
             detokenize=False,
+            skip_clone=True,
         )
         return self._next_token_logprobs(prompts, parameters)
 
