@@ -153,7 +153,7 @@ def records(columns: dict[str, list[Any]], first_row: int, mapping: Mapping) -> 
             id=values[mapping.id] if mapping.id else None,
             question=question,
             traces=_traces(responses, thinking, values, mapping),
-            labels={label: _label(values[name]) for label, name in mapping.labels.items()},
+            labels={label: label_text(values[name]) for label, name in mapping.labels.items()},
             fault=_uneven(values, mapping),
         )
 
@@ -230,8 +230,9 @@ def _flags(values: dict[str, Any], column: str | None, count: int) -> list[Any]:
     return [MISSING if flag is None else flag for flag in found]
 
 
-def _label(value: Any) -> str | None:
-    """A label in one line. Blank text and NaN, which is what some writers make of a null, are none."""
+def label_text(value: Any) -> str | None:
+    """A label in one line, whatever the pool has there. Blank text and NaN, which is what some writers make of a null,
+    are none."""
     if isinstance(value, str):
         return one_line(value) if value.strip() else None
     return None if value is None or (isinstance(value, float) and math.isnan(value)) else brief(value)
