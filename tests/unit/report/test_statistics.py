@@ -293,6 +293,7 @@ def test_the_signal_that_is_held_against_the_length(several: tuple[StoredRun, St
         assert (above == selected).all()
 
 
+@pytest.mark.parametrize("several", ["three weights"], indirect=True)
 def test_the_page_of_several_signals(several: tuple[StoredRun, Statistics]) -> None:
     """Catches: a page that fails or is silent on weights, filter and what is better."""
     run, found = several
