@@ -107,10 +107,11 @@ def made_run(
 
 def further_store(out: Place, name: str) -> ScoreStore:
     """The scores of a made-up signal of that name."""
-    return ScoreStore.at(out, name, fingerprint_digest(_fingerprint(name)), (), "sample")
+    return ScoreStore.at(out, name, fingerprint_digest(further_fingerprint(name)), (), "sample")
 
 
-def _fingerprint(name: str) -> dict[str, Any]:
+def further_fingerprint(name: str) -> dict[str, Any]:
+    """What stands for all that could change its values."""
     return {"signal": name, "fake": "made"}
 
 
@@ -170,7 +171,7 @@ def ranked_run(
         pools=list(snapshot.pools),
         snapshot=snapshot.digest(),
         index={"tokenizer": "t", "fingerprints": []},
-        fingerprints={JUDGE.name: JUDGE.fingerprint(), **{name: _fingerprint(name) for name in further}},
+        fingerprints={JUDGE.name: JUDGE.fingerprint(), **{name: further_fingerprint(name) for name in further}},
         subjects={JUDGE.name: "question", **dict.fromkeys(further, "sample")},
         counts={
             "indexed": ranking.indexed,
