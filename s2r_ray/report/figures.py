@@ -243,7 +243,8 @@ def correlations(names: Sequence[str], found: Floats, alt: str) -> str:
     from matplotlib.patches import Rectangle
 
     rows = len(names)
-    figure, axes = _figure((_WIDE[0], 0.4 + 0.36 * rows), fitted=True)
+    slanted: Any = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if rows > _LEVEL_NAMES else {}
+    figure, axes = _figure((_WIDE[0], 0.4 + 0.36 * rows + (0.6 if slanted else 0)), fitted=True)
     for row in range(rows):
         for column in range(rows):
             value = float(found[row, column])
@@ -251,9 +252,7 @@ def correlations(names: Sequence[str], found: Floats, alt: str) -> str:
             colour = _ACCENT if value > 0 else _BUDGETS[1]
             axes.add_patch(Rectangle(corner, 0.98, 0.94, facecolor=colour, linewidth=0, alpha=depth))
             axes.add_patch(Rectangle(corner, 0.98, 0.94, fill=False, edgecolor=_GRID, linewidth=0.7))
-            colour = _MUTED if row == column else _INK
-            axes.text(column, row, signed(value, 2), ha="center", va="center", color=colour)
-    slanted: Any = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if rows > _LEVEL_NAMES else {}
+            axes.text(column, row, signed(value, 2), ha="center", va="center")
     axes.set_xticks(range(rows), names, parse_math=False, **slanted)
     axes.set_yticks(range(rows), names, parse_math=False)
     axes.set_xlim(-0.5, rows - 0.5)
