@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from s2r_ray.engines import EngineError, EngineSettings, FloatArray
+from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process an engine: starts in half the time, dies with its worker
@@ -97,6 +97,24 @@ class VllmEngine:
             )
         return np.array([float(output.outputs.data.reshape(-1)[0]) for output in outputs], np.float64)
 
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
+        """See `engines.Engine`. vLLM gives the i-th answer to a prompt the seed + i."""
+        from vllm import SamplingParams
+
+        common = {
+            "n": sampling.count,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop_token_ids": list(sampling.stop),
+            "detokenize": False,
+        }
+        parameters = [SamplingParams(seed=seed, **common) for seed in seeds]
+        with _fatal("the model failed"):
+            outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
+        stop = set(sampling.stop)
+        return [[_sampled(answer, stop) for answer in output.outputs] for output in outputs]
+
     def forget(self) -> None:
         """See `engines.Engine`."""
         with _fatal("the judge failed"):
@@ -116,6 +134,11 @@ class VllmEngine:
 
 def _tokens(prompts: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:
     return [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+
+
+def _sampled(answer: Any, stop: Collection[int]) -> Sampled:
+    ids = list(answer.token_ids)
+    return Sampled(ids[:-1] if ids and ids[-1] in stop else ids, answer.finish_reason == "stop")
 
 
 @contextmanager
