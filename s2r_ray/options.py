@@ -123,6 +123,9 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "judge": Setting("judge.model", str, "Folder, s3:// or hub id of the judge.", "MODEL", "embedded"),
     "engine": Setting("judge.engine", Literal["vllm", "transformers"], "What runs the judge.", default="vllm"),
+    "base_model": Setting("rollouts.model", str, "Folder, s3:// or hub id of the model that solves.", "MODEL"),
+    "rollouts": Setting("rollouts.n", int, "Solutions drawn for each question.", "COUNT", "8"),
+    "questions": Setting("rollouts.questions", int, "Questions at the most, drawn by lot.", "COUNT"),
     "weight": Setting(
         "weights",
         list[str],

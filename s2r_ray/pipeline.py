@@ -233,7 +233,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
     try:
         for position, (place, section) in enumerate(zip(roots, config.pools, strict=True)):
             root, files = place.glob()
-            _check_apart(out, root)
+            check_apart(out, root)
             known = pool_files(files, str(place))
             mapping = section.resolved_mapping()
             pool = PoolIndex(root, out, mapping, config.guards, config.candidates, tokenizer)
@@ -334,7 +334,8 @@ def _check_filter(
         check_filter(found, columns, ranked, stated, labels)
 
 
-def _check_apart(out: Place, pool: Place) -> None:
+def check_apart(out: Place, pool: Place) -> None:
+    """Refuse an output place inside of a pool."""
     if f"{out.uri}/".startswith(f"{pool.uri}/"):
         raise UsageError(
             f"the output place {out} lies in the pool {pool}, whose files it would join; choose another --out"
@@ -527,7 +528,7 @@ def _index(plan: Plan, ray: Connection, progress: Progress, done: Done) -> Snaps
         progress.say(
             "warning: tokens were counted with the slow reference library; gigatoken cannot take this tokenizer"
         )
-    _check_bad_files(list(bad.values()), plan.config.max_bad_files, progress)
+    check_bad_files(list(bad.values()), plan.config.max_bad_files, progress)
     good = tuple(item for item in plan.units if item[1] not in bad)
     unreadable = tuple((unit.pool, unit.path, bad[key].error or "") for unit, key in plan.units if key in bad)
     return Snapshot(plan.pool_uris, good, unreadable)
@@ -550,7 +551,12 @@ def _index_item(pools: Sequence[PoolIndex], row: dict[str, Any]) -> dict[str, An
     return {"outcome": json.dumps(asdict(index_unit(pools[unit.pool], unit)))}
 
 
-def _check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress) -> None:
+def check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress) -> None:
+    """Tell of files that could not be read.
+
+    Raises:
+        S2RError: there are more than the budget.
+    """
     files = sorted({outcome.path: outcome.error or "" for outcome in bad}.items())
     for _, error in files[:_FAULTS_SHOWN]:
         progress.say(f"warning: {error}")

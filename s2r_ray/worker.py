@@ -18,7 +18,7 @@ from s2r_ray.errors import S2RError, WorkersLostError
 from s2r_ray.metrics import count
 from s2r_ray.noise import leave_noise
 from s2r_ray.retries import take_repeated
-from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
+from s2r_ray.signals.base import GRID, Fault, FloatArray, Scores, Signal, Status, Subject
 from s2r_ray.store import ScoreStore
 
 DETAIL_CHARACTERS = 200
@@ -27,8 +27,8 @@ DETAIL_CHARACTERS = 200
 class SignalWorker:
     """Scores tables of subjects and writes what it scored to the store before it answers.
 
-    Runs as a Ray actor. A table has the columns `key`, `question` and, for signals that judge samples, `response`; the
-    answer is one row with what was done.
+    Runs as a Ray actor. A table has the columns `key`, `question` and, for signals that judge samples, `response`, for
+    those that judge problems `answer`; what comes back is one row with what was done.
     """
 
     def __init__(self, signal: Signal, store: ScoreStore, hang_seconds: float) -> None:
@@ -37,7 +37,7 @@ class SignalWorker:
         self._hang_seconds = hang_seconds
         self._name = uuid.uuid4().hex
         self._replaced = is_replacement()
-        self._noise_seen = False
+        self._noise_seen = bool(getattr(signal, "drawn", False))
         self._since = time.monotonic()
         with dies_when_hung(hang_seconds):
             signal.open()
@@ -143,30 +143,39 @@ def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:
 
 
 def score_table(signal: Signal, subjects: Sequence[Subject], scores: Scores) -> pa.Table:
-    """The rows for the store: rounded to the grid, null where there was a fault. Order as given.
+    """The rows for the store: what is ranked is rounded to the grid, null where there was a fault. Order as given.
 
-    A value that is not finite is a fault, whatever the signal thought of it.
+    What is ranked and not finite is a fault, whatever the signal thought of it.
     """
     faults = dict(scores.faults)
-    for position in np.flatnonzero(~np.isfinite(scores.values)):
-        faults.setdefault(int(position), Fault(Status.FAILED, f"value {scores.values[position]} is not finite"))
+    ranked = {"value": scores.values} | {name: scores.extras[name] for name in signal.extras if name in signal.ranked}
+    for name, values in ranked.items():
+        for position in np.flatnonzero(~np.isfinite(values)):
+            faults.setdefault(int(position), Fault(Status.FAILED, f"{name} {values[position]} is not finite"))
     missing = np.zeros(len(subjects), bool)
     missing[list(faults)] = True
     columns: dict[str, Any] = {
         "key": pa.array([subject.key for subject in subjects], pa.binary(16)),
-        "value": pa.array(np.round(scores.values * GRID) / GRID, mask=missing),
+        "value": pa.array(_on_grid(scores.values), mask=missing),
     }
     for name in signal.extras:
-        columns[name] = pa.array(scores.extras[name], mask=missing)
+        values = scores.extras[name]
+        columns[name] = pa.array(_on_grid(values) if name in ranked else values, mask=missing)
     columns["status"] = [str(faults[i].status) if i in faults else str(Status.OK) for i in range(len(subjects))]
     columns["detail"] = [faults[i].detail if i in faults else None for i in range(len(subjects))]
     return pa.table(columns)
 
 
+def _on_grid(values: FloatArray) -> FloatArray:
+    rounded: FloatArray = np.round(values * GRID) / GRID
+    return rounded
+
+
 def _subjects(table: pa.Table) -> list[Subject]:
     keys, questions = table["key"].to_pylist(), table["question"].to_pylist()
-    responses = table["response"].to_pylist() if "response" in table.column_names else [None] * table.num_rows
-    return [Subject(*texts) for texts in zip(keys, questions, responses, strict=True)]
+    nothing = [None] * table.num_rows
+    further = (table[name].to_pylist() if name in table.column_names else nothing for name in ("response", "answer"))
+    return [Subject(*texts) for texts in zip(keys, questions, *further, strict=True)]
 
 
 def _joined(left: Scores, right: Scores, middle: int) -> Scores:

@@ -1,4 +1,4 @@
-"""The judge in plain transformers: the small reference that vLLM's numbers are held against, and a fallback."""
+"""Models in plain transformers: the small reference that vLLM's numbers are held against, and a fallback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from s2r_ray.engines import EngineError, EngineSettings, FloatArray
+from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling, TokenScores
 
 _BATCH_TOKENS = 4096
 
@@ -19,7 +19,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-        loader: Any = AutoModelForCausalLM if settings.kind == "labels" else AutoModelForSequenceClassification
+        loader: Any = AutoModelForSequenceClassification if settings.kind == "head" else AutoModelForCausalLM
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             model = loader.from_pretrained(
@@ -29,9 +29,12 @@ class TransformersEngine:
                 use_safetensors=True,  # the other format is pickle
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(f"could not load the judge: {error}") from error
+            raise EngineError(f"could not load the {settings.role}: {error}") from error
         self._model = model.to(self._device).eval()
         self._batch_tokens = 1 if settings.deterministic else _BATCH_TOKENS
+        self._piece_tokens = settings.batch_tokens
+        if settings.kind == "student":
+            _compute_in_float32(self._model.get_output_embeddings())
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
         """See `engines.Engine`."""
@@ -51,8 +54,68 @@ class TransformersEngine:
         """See `engines.Engine`."""
         return self._forward(prompts, lambda logits: logits[:, :1]).reshape(-1)
 
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
+        """See `engines.Engine`. The same prompts in the same order get the same answers: a batch shares one seed."""
+        torch = _torch()
+        order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
+        answers: dict[int, list[Sampled]] = {}
+        for group in _groups(order, prompts, max(1, self._batch_tokens // sampling.count)):
+            width = max(len(prompts[position]) for position in group)
+            ids = torch.zeros((len(group), width), dtype=torch.long)
+            mask = torch.zeros((len(group), width), dtype=torch.long)
+            for line, position in enumerate(group):  # padded on the left: what is drawn follows the last column
+                ids[line, width - len(prompts[position]) :] = torch.tensor(list(prompts[position]))
+                mask[line, width - len(prompts[position]) :] = 1
+            drawn = self._draw(ids, mask, sampling, seeds[group[0]])
+            for line, position in enumerate(group):
+                rows = drawn[line * sampling.count : (line + 1) * sampling.count]
+                answers[position] = [_ended(row, sampling.stop) for row in rows]
+        return [answers[position] for position in range(len(prompts))]
+
+    def _draw(self, ids: Any, mask: Any, sampling: Sampling, seed: int) -> list[list[int]]:
+        """Token ids of each answer, those of one prompt together."""
+        torch = _torch()
+        torch.manual_seed(seed)
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        with torch.inference_mode():
+            found = self._model.generate(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                num_return_sequences=sampling.count,
+                max_new_tokens=sampling.max_tokens,
+                eos_token_id=list(sampling.stop),
+                pad_token_id=sampling.stop[0],
+                **how,
+            )
+        rows: list[list[int]] = found[:, ids.shape[1] :].tolist()
+        return rows
+
+    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
+        """See `engines.Engine`. One prompt at a time, in pieces that see the earlier ones through the cache."""
+        return [self._token_scores(prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
+
     def forget(self) -> None:
         """See `engines.Engine`. Nothing is cached."""
+
+    def _token_scores(self, prompt: Sequence[int], start: int) -> TokenScores:
+        torch = _torch()
+        from transformers import DynamicCache
+
+        ids = torch.tensor(list(prompt), device=self._device)
+        cache = DynamicCache(config=self._model.config)
+        logprobs, ranks = [], []
+        with torch.inference_mode():
+            for piece, next_ids in zip(
+                ids[:-1].split(self._piece_tokens), ids[1:].split(self._piece_tokens), strict=True
+            ):
+                logits = self._model(input_ids=piece[None], past_key_values=cache, use_cache=True).logits[0]
+                said = logits.float().log_softmax(-1)
+                own = said.gather(-1, next_ids[:, None])
+                logprobs.append(own[:, 0].double().cpu())
+                ranks.append((said >= own).sum(-1).cpu())
+        return TokenScores(torch.cat(logprobs).numpy()[start - 1 :], torch.cat(ranks).numpy()[start - 1 :])
 
     def _forward(self, prompts: Sequence[Sequence[int]], read: Callable[[Any], Any]) -> FloatArray:
         """`read` of each prompt's logits, in order. Prompts of similar length share a padded batch."""
@@ -82,6 +145,24 @@ class TransformersEngine:
         hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state[lines, last]
         head = self._model.get_output_embeddings() if hasattr(self._model, "lm_head") else self._model.score
         return head(hidden).float()
+
+
+def _ended(ids: Sequence[int], stop: Sequence[int]) -> Sampled:
+    """An answer up to the token that ends it."""
+    end = next((place for place, token in enumerate(ids) if token in stop), None)
+    return Sampled(list(ids[:end]), end is not None)
+
+
+def _compute_in_float32(head: Any) -> None:
+    """Have a linear layer compute in float32 whatever its weights are. Logits of bfloat16 have 8 bits: near a large
+    one many tokens would be equally likely."""
+    from torch.nn.functional import linear
+
+    def forward(hidden: Any) -> Any:
+        bias = None if head.bias is None else head.bias.float()
+        return linear(hidden.float(), head.weight.float(), bias)
+
+    head.forward = forward
 
 
 def _groups(order: Sequence[int], prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
