@@ -16,11 +16,11 @@ PROMPT = JudgePrompt(system="", user="{question}")
 _CONTEXT = 128
 
 
-def write_solver(folder: Path, seed: int = 0, steps: int = 400, batch: int = 64) -> Path:
+def write_solver(folder: Path, seed: int = 0, steps: int = 500, batch: int = 48) -> Path:
     r"""A Qwen2 model of some hundred thousand weights that answers `\boxed{…}`; seconds on a CPU.
 
-    It has read additions and subtractions of its own pool, and products of one digit, so that how often it is right
-    depends on the operation and on the size of the numbers.
+    It has read the problems of another pool of that kind, so that how often it is right depends on the operation and
+    on how often it has met such numbers.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM

@@ -21,6 +21,7 @@ from s2r_ray.errors import UsageError
 from s2r_ray.judge.evaluate import Examples, FloatArray, calibration, evaluate, question_chars, spearman
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt, PromptEncoder, load_tokenizer
 from s2r_ray.judge.train import Progress, TrainResult, scale_labels, split_rows, write_json
+from s2r_ray.quiet import captured
 
 _CUT_SHARE = 0.5
 
@@ -81,7 +82,7 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
         UsageError: too few examples, an unknown group, labels that are all equal, or an unusable base.
     """
     import torch
-    from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
     started = time.monotonic()
     if config.threads:
@@ -93,7 +94,8 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
     tokenizer = load_tokenizer(config.base)
     prompts = [_cut(prompt, config.max_tokens) for prompt in encoder.encode(examples.questions)]
     torch.manual_seed(config.seed)
-    model, pad = _load(config, tokenizer, prompts)
+    with captured():
+        model, pad = _load(config, tokenizer, prompts)
     held = examples.take(held_rows)
     history: list[dict[str, Any]] = []
 
@@ -114,7 +116,7 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
                 line = f"held out: loss {metrics['eval_loss']:.4f}, spearman {metrics['eval_spearman']:.4f}"
                 progress(f"epoch {history[-1]['epoch']} of {config.epochs}: {line}")
 
-    with tempfile.TemporaryDirectory(prefix="s2r-tune-") as checkpoints:
+    with captured(), tempfile.TemporaryDirectory(prefix="s2r-tune-") as checkpoints:
         arguments = TrainingArguments(
             output_dir=checkpoints,
             num_train_epochs=config.epochs,
@@ -135,6 +137,7 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
             report_to=[],
             logging_strategy="no",
             disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
             label_names=["labels"],
         )
@@ -147,6 +150,7 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
             compute_metrics=measure,
             callbacks=[EarlyStoppingCallback(config.patience), Told()],
         )
+        trainer.remove_callback(PrinterCallback)  # what is printed is the command's to say
         trainer.label_ids = encoder.label_ids if config.kind == "labels" else None
         trainer.train()
         best = max(range(len(history)), key=lambda place: history[place]["spearman"])
