@@ -20,6 +20,7 @@ from pydantic import (
 
 from s2r_ray.candidates import Choice, Guards
 from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.filters import Filter, read_filter
 from s2r_ray.judge.prompt import PAPER_PROMPT, SOLVE_PROMPT, JudgePrompt
 from s2r_ray.mapping import Labels, Mapping, preset
 from s2r_ray.rethinking import RETHINKING_WORDS
@@ -205,7 +206,7 @@ class StudentSection(_Section):
     batch_tokens: int = Field(
         2048,
         ge=16,
-        description="Tokens that go through it at once; each takes 6 bytes for each token of its vocabulary",
+        description="Tokens that go through it at once; each takes 8 bytes for each token of its vocabulary",
     )
     batch: int = Field(64, ge=1, description="Samples per batch, and per part of the score store")
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
@@ -278,7 +279,8 @@ class Config(_Section):
     judge: JudgeSection = JudgeSection.model_validate({})
     workers: WorkersSection = WorkersSection.model_validate({})
     signals: tuple[str, ...] = Field(
-        ("difficulty",), description="Signals to compute; those that weights or baselines name are computed as well"
+        ("difficulty",),
+        description="Signals to compute; those that weights, filter or baselines name are computed as well",
     )
     student: StudentSection = StudentSection.model_validate({})
     rethinking: RethinkingSection = RethinkingSection.model_validate({})
@@ -289,6 +291,9 @@ class Config(_Section):
     )
     directions: dict[str, Literal["high", "low"]] = Field(
         {}, description="What is better in a signal, where it is not what the signal says itself"
+    )
+    filter: str = Field(
+        "", description="What a candidate must pass to be ranked, such as rethinking_rank < 0.5; blank: nothing"
     )
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
     strata: Strata | None = Field(None, description="Rank inside of groups and fill budgets group by group")
@@ -306,6 +311,14 @@ class Config(_Section):
     @classmethod
     def _weights_as_text(cls, value: Any) -> Any:
         return {name: str(weight) for name, weight in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("filter")
+    @classmethod
+    def _readable_filter(cls, value: str) -> str:
+        try:
+            return read_filter(value).text if value.strip() else ""
+        except UsageError as error:
+            raise ValueError(str(error).removeprefix("filter: ")) from error
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -335,6 +348,10 @@ class Config(_Section):
         if not self.out:
             raise UsageError("no output place; give --out URI, or fill in `out` in the configuration file")
         return Place.of(self.out, self.storage.options())
+
+    def row_filter(self) -> Filter | None:
+        """The filter, read; None without one."""
+        return read_filter(self.filter) if self.filter else None
 
     def pool_places(self) -> list[Place]:
         """Where the pools are, in the order given.

@@ -135,6 +135,9 @@ SETTINGS: Mapping[str, Setting] = {
         complete=completion.weights,
         read=_weights,
     ),
+    "filter": Setting(
+        "filter", str, "What a candidate must pass to be ranked, such as 'length_rank < 0.5'.", "TEXT", "none"
+    ),
     "budget": Setting(
         "budgets",
         list[str],
@@ -169,7 +172,7 @@ READING = ("pool", "preset", "label", "tokenizer", "candidates", "max_bad_files"
 """What stage 1 takes."""
 JUDGING = ("judge", "engine")
 """What stage 2 takes."""
-RANKING = ("weight", "budget", "stratify_by", "strata_share", "baseline", "seed")
+RANKING = ("weight", "filter", "budget", "stratify_by", "strata_share", "baseline", "seed")
 """What stages 3 and 4 take."""
 
 

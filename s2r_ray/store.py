@@ -1,7 +1,8 @@
 """The score store: what has been judged, by content key, under everything that can change a score.
 
 `OUT/scores/<signal>/<fingerprint>/` holds small immutable Parquet parts, each written whole under a name of its own,
-and `about.json`, which spells the fingerprint out. It is the checkpoint, the cache and the nightly increment.
+and `about.json`, which spells the fingerprint out. It is the checkpoint, the cache and the nightly increment. Small
+parts are put together now and then; whoever reads meanwhile finds a row once or twice and never not at all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +23,13 @@ import pyarrow.compute as pc
 from s2r_ray.keys import KEY, KeySet, Places
 from s2r_ray.signals.base import Signal, Status, SubjectKind
 from s2r_ray.storage import Place
-from s2r_ray.tables import DamagedError, read_ahead, read_own, write_own
+from s2r_ray.tables import DamagedError, GoneError, read_ahead, read_own, write_own
 
 _TOGETHER_ROWS = 1 << 17
+_PART_ROWS = 1 << 15
+_SMALL_BYTES = 1 << 18
+_SMALL_PARTS = 64
+_DELETERS = 16
 _NO_FAULTS = pa.schema([("at", pa.int64()), ("status", pa.string()), ("detail", pa.string())]).empty_table()
 
 
@@ -130,6 +136,31 @@ class ScoreStore:
         """Names of the parts, sorted."""
         return [file.path for file in self.place.files() if file.path.endswith(".parquet")]
 
+    def put_together(self) -> None:
+        """Make few parts of many small ones: each costs a request, and a fraction of a millisecond for each column.
+
+        The rows stay as they are. Old parts go after the new one is durable, so a kill in between, or two that do this
+        at once, leave rows that are there twice, which every reader puts up with. Damaged parts stay for their readers.
+        """
+        files = (file for file in self.place.files() if file.path.endswith(".parquet"))
+        small = [file.path for file in files if file.size < _SMALL_BYTES]
+        if len(small) < _SMALL_PARTS:
+            return
+        held: list[tuple[str, pa.Table]] = []
+        for name, part in zip(small, read_ahead(self._part, small), strict=True):
+            if isinstance(part, pa.Table):
+                held.append((name, part))
+            if sum(table.num_rows for _, table in held) >= _PART_ROWS:
+                self._replace(held)
+                held.clear()
+        if len(held) > 1:
+            self._replace(held)
+
+    def _replace(self, parts: Sequence[tuple[str, pa.Table]]) -> None:
+        self.append(pa.concat_tables([table for _, table in parts]))
+        with ThreadPoolExecutor(_DELETERS) as threads:
+            list(threads.map(lambda part: self.place.child(part[0]).delete(), parts))
+
     def settled(self, keys: KeySet) -> Settled:
         """Which of these keys need no judging. Parts that are damaged are named, and what is in them does not count.
 
@@ -165,7 +196,7 @@ class ScoreStore:
         """The rows of all parts, many parts at a time. Damaged ones are added to the list; without one, raised."""
         waiting: list[pa.Table] = []
         held = 0
-        for part in read_ahead(self._part, self.parts()):
+        for part in self._parts_there():
             if isinstance(part, DamagedError):
                 if damaged is None:
                     raise part
@@ -178,6 +209,20 @@ class ScoreStore:
                 waiting, held = [], 0
         if waiting:
             yield pa.concat_tables(waiting)
+
+    def _parts_there(self) -> Iterator[pa.Table | DamagedError]:
+        """Every part. What is gone since it was listed has been put together with others: they are listed anew."""
+        read: set[str] = set()
+        gone = True
+        while gone:
+            names = [name for name in self.parts() if name not in read]
+            gone = False
+            for part in read_ahead(self._part, names):
+                if isinstance(part, GoneError):
+                    gone = True
+                else:
+                    yield part
+            read.update(names)
 
     def _part(self, name: str) -> pa.Table | DamagedError:
         try:

@@ -53,6 +53,10 @@ class DamagedError(S2RError):
         return f"{self.place} is damaged: {self.why}"
 
 
+class GoneError(DamagedError):
+    """A file of ours that ought to be there is not."""
+
+
 @contextlib.contextmanager
 def open_parquet(place: Place, *, coded: bool = False, ahead: bool = True) -> Iterator[pq.ParquetFile]:
     """The file, its footer read; pages that have checksums are held against them.
@@ -99,7 +103,8 @@ def read_own(place: Place, columns: Sequence[str] | None = None, perhaps: Sequen
         perhaps: further columns, which the file may lack.
 
     Raises:
-        DamagedError: it is gone, it cannot be read as Parquet, a checksum is wrong, or it is another table than that.
+        GoneError: there is no such file.
+        DamagedError: it cannot be read as Parquet, a checksum is wrong, or it is another table than that.
         S2RError: there is no way to it.
     """
     try:
@@ -120,7 +125,7 @@ def read_own(place: Place, columns: Sequence[str] | None = None, perhaps: Sequen
         raise
     except S2RError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise DamagedError(place, "it is gone") from error
+            raise GoneError(place, "it is gone") from error
         raise
 
 

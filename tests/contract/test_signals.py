@@ -43,6 +43,21 @@ def _judge(**settings: Any) -> dict[str, Any]:
     return {"judge": settings}
 
 
+def _student(**settings: Any) -> dict[str, Any]:
+    return {"student": settings}
+
+
+OF_STUDENT = {
+    "engine": _student(engine="vllm"),
+    "dtype": _student(dtype="bfloat16"),
+    "longest sample": _student(max_tokens=500),
+}
+NOT_OF_STUDENT = {
+    "workers": {"workers": {"judges_max": 9, "tensor_parallel": 2, "cpus_per_judge": 2}},
+    "memory": _student(gpu_memory_utilization=0.5, batch=7, batch_tokens=100),
+    "judge": _judge(max_prompt_tokens=500),
+}
+
 CASES = {
     "fake": Case(
         _hash_judge,
@@ -73,15 +88,18 @@ CASES = {
         {"words": {"rethinking": {"words": ["hmm"]}}},
         {"workers": {"workers": {"cpu_workers_max": 9}}, "judge": _judge(max_prompt_tokens=500)},
     ),
+    "surprisal": Case(SIGNALS["surprisal"], OF_STUDENT, NOT_OF_STUDENT),
+    "ifd": Case(SIGNALS["ifd"], OF_STUDENT, NOT_OF_STUDENT),
 }
 VARIANTS = [(name, change) for name, case in CASES.items() for change in case.changes]
 HARMLESS = [(name, change) for name, case in CASES.items() for change in case.harmless]
 
 
 def config_of(judge: Path, over: dict[str, Any] | None = None) -> Config:
-    """The small judge in the reference engine, and what is laid over that."""
-    base = Config.model_validate({"judge": {"model": str(judge), "engine": "transformers"}})
-    settings = base.model_dump(mode="json", include={"judge": {"model", "engine"}})
+    """The small judge, which is the student as well, in the reference engine, and what is laid over that."""
+    settings: dict[str, Any] = {
+        section: {"model": str(judge), "engine": "transformers"} for section in ("judge", "student")
+    }
     for section, values in (over or {}).items():
         old = settings.get(section)
         settings[section] = {**old, **values} if isinstance(old, dict) else values
@@ -180,7 +198,7 @@ def test_fingerprint_is_the_same_in_another_process(tiny_judge: Path) -> None:
         "print(json.dumps({name: make(config).fingerprint() for name, make in SIGNALS.items()}))"
     )
     config = config_of(tiny_judge)
-    settings = json.dumps({"judge": {"model": config.judge.model, "engine": config.judge.engine}})
+    settings = json.dumps(config.model_dump(mode="json", include={"judge", "student"}))
     done = subprocess.run([sys.executable, "-c", code, settings], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {
         name: make(config).fingerprint() for name, make in SIGNALS.items()

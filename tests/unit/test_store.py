@@ -203,3 +203,56 @@ def test_fingerprints() -> None:
     assert len(stores) == 2
     assert ScoreStore.of(out, HashJudge(workers=1)) == ScoreStore.of(out, HashJudge(workers=9))
     assert next(iter(stores)).place.uri.startswith("/out/scores/difficulty/")
+
+
+def many_parts(store: ScoreStore, parts: int) -> list[dict[str, Any]]:
+    """What was written: parts of two rows, of which one repeats the part before."""
+    rows = [make(number, (number % 7) / 7 if number % 5 else None) for number in range(parts + 1)]
+    for number in range(parts):
+        append(store, *rows[number : number + 2])
+    return rows
+
+
+def test_small_parts_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: rows lost or changed on the way, parts that stay, and parts put together again each night."""
+    monkeypatch.setattr("s2r_ray.store._PART_ROWS", 100)
+    store = store_at(tmp_path)
+    rows = many_parts(store, 130)
+    before = stored(store)
+    store.put_together()
+    assert len(store.parts()) == 3
+    assert stored(store).equals(before)
+    assert looked_up(store, *range(131)) == rows
+    names = store.parts()
+    store.put_together()
+    assert store.parts() == names, "few parts are left alone"
+
+
+def test_a_reader_meanwhile_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a run beside another one that finds parts gone, and judges their questions again or ends."""
+    store = store_at(tmp_path)
+    rows = many_parts(store, 130)
+    listed = ScoreStore.parts
+    again: list[int] = []
+
+    def parts(self: ScoreStore) -> list[str]:
+        names = listed(self)
+        if not again:
+            again.append(1)
+            self.put_together()
+        return names
+
+    monkeypatch.setattr(ScoreStore, "parts", parts)
+    assert looked_up(store, *range(131)) == rows
+    assert len(listed(store)) == 1
+
+
+def test_damaged_parts_are_not_put_together(tmp_path: Path) -> None:
+    """Catches: damage that hides what it cost, or that keeps sound parts apart."""
+    store = store_at(tmp_path)
+    many_parts(store, 70)
+    damaged = tmp_path.joinpath("scores", "difficulty", "0" * 32, store.parts()[9])
+    damaged.write_bytes(b"PAR1")
+    store.put_together()
+    assert len(store.parts()) == 2
+    assert len(store.settled(key_set(key(1))).damaged) == 1
