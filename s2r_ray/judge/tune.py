@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-import tempfile
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,7 +104,8 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
 
     def measure(predicted: Any) -> dict[str, float]:
         scores, _ = _scores(predicted.predictions, config.kind)
-        return {"spearman": spearman(scores, held.labels) or -1.0}
+        found = spearman(scores, held.labels)
+        return {"spearman": -1.0 if found is None else found}  # as bad as can be: all scores are the same
 
     class Told(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
         """Says what each epoch came to."""
@@ -116,9 +117,10 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
                 line = f"held out: loss {metrics['eval_loss']:.4f}, spearman {metrics['eval_spearman']:.4f}"
                 progress(f"epoch {history[-1]['epoch']} of {config.epochs}: {line}")
 
-    with captured(), tempfile.TemporaryDirectory(prefix="s2r-tune-") as checkpoints:
+    checkpoints = out_dir / ".checkpoints"  # one folder for all processes of a training
+    with captured():
         arguments = TrainingArguments(
-            output_dir=checkpoints,
+            output_dir=str(checkpoints),
             num_train_epochs=config.epochs,
             per_device_train_batch_size=config.batch,
             per_device_eval_batch_size=config.batch,
@@ -276,7 +278,8 @@ def _cut(prompt: list[int], size: int) -> list[int]:
 def _finish(
     result: TrainResult, examples: Examples, config: TuneConfig, tokenizer: Any, label_range: tuple[float, float] | None
 ) -> None:
-    """The tokenizer and the card beside the weights."""
+    """The tokenizer and the card beside the weights, and nothing else."""
+    shutil.rmtree(result.out_dir / ".checkpoints")
     tokenizer.save_pretrained(str(result.out_dir))
     (result.out_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle
     (result.out_dir / "README.md").write_text(tuned_card(result, examples, config, label_range), encoding="utf-8")
