@@ -16,7 +16,7 @@ PROMPT = JudgePrompt(system="", user="{question}")
 _CONTEXT = 128
 
 
-def write_solver(folder: Path, seed: int = 0, steps: int = 400, batch: int = 32) -> Path:
+def write_solver(folder: Path, seed: int = 0, steps: int = 600, batch: int = 64) -> Path:
     r"""A Qwen2 model of some hundred thousand weights that answers `\boxed{…}`; seconds on a CPU.
 
     It has read the problems of another pool of that kind, so that how often it is right depends on the operation and
@@ -45,8 +45,8 @@ def write_solver(folder: Path, seed: int = 0, steps: int = 400, batch: int = 32)
         pad_token_id=0,
     )
     model = Qwen2ForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
     dice = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = dice.integers(len(rows), size=batch)

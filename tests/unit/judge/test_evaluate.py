@@ -69,7 +69,7 @@ def test_calibration_equals_scikit_learn(pairs: list[tuple[float, bool]]) -> Non
     for line in found["table"]:
         assert line["from"] - 1e-9 <= line["mean_score"] <= line["to"] + 1e-9
     edges = np.linspace(0, 1, 11)[1:-1]
-    if not np.isin(scores * 10 % 1, 0).any():  # on an edge scikit-learn takes the other bin
+    if np.abs(scores * 10 - np.round(scores * 10)).min() > 1e-6:  # on an edge scikit-learn takes the other bin
         true, stated = calibration_curve(happened, scores, n_bins=10)
         sizes = np.bincount(np.searchsorted(edges, scores), minlength=10)
         sizes = sizes[sizes > 0]
