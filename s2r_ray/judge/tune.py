@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-import tempfile
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from s2r_ray.errors import UsageError
 from s2r_ray.judge.evaluate import Examples, FloatArray, calibration, evaluate, question_chars, spearman
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt, PromptEncoder, load_tokenizer
 from s2r_ray.judge.train import Progress, TrainResult, scale_labels, split_rows, write_json
+from s2r_ray.quiet import captured
 
 _CUT_SHARE = 0.5
 
@@ -81,7 +82,7 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
         UsageError: too few examples, an unknown group, labels that are all equal, or an unusable base.
     """
     import torch
-    from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
     started = time.monotonic()
     if config.threads:
@@ -93,7 +94,8 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
     tokenizer = load_tokenizer(config.base)
     prompts = [_cut(prompt, config.max_tokens) for prompt in encoder.encode(examples.questions)]
     torch.manual_seed(config.seed)
-    model, pad = _load(config, tokenizer, prompts)
+    with captured():
+        model, pad = _load(config, tokenizer, prompts)
     held = examples.take(held_rows)
     history: list[dict[str, Any]] = []
 
@@ -102,7 +104,8 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
 
     def measure(predicted: Any) -> dict[str, float]:
         scores, _ = _scores(predicted.predictions, config.kind)
-        return {"spearman": spearman(scores, held.labels) or -1.0}
+        found = spearman(scores, held.labels)
+        return {"spearman": -1.0 if found is None else found}  # as bad as can be: all scores are the same
 
     class Told(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
         """Says what each epoch came to."""
@@ -114,9 +117,10 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
                 line = f"held out: loss {metrics['eval_loss']:.4f}, spearman {metrics['eval_spearman']:.4f}"
                 progress(f"epoch {history[-1]['epoch']} of {config.epochs}: {line}")
 
-    with tempfile.TemporaryDirectory(prefix="s2r-tune-") as checkpoints:
+    checkpoints = out_dir / ".checkpoints"  # one folder for all processes of a training
+    with captured():
         arguments = TrainingArguments(
-            output_dir=checkpoints,
+            output_dir=str(checkpoints),
             num_train_epochs=config.epochs,
             per_device_train_batch_size=config.batch,
             per_device_eval_batch_size=config.batch,
@@ -135,6 +139,7 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
             report_to=[],
             logging_strategy="no",
             disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
             label_names=["labels"],
         )
@@ -147,6 +152,7 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
             compute_metrics=measure,
             callbacks=[EarlyStoppingCallback(config.patience), Told()],
         )
+        trainer.remove_callback(PrinterCallback)  # what is printed is the command's to say
         trainer.label_ids = encoder.label_ids if config.kind == "labels" else None
         trainer.train()
         best = max(range(len(history)), key=lambda place: history[place]["spearman"])
@@ -272,7 +278,8 @@ def _cut(prompt: list[int], size: int) -> list[int]:
 def _finish(
     result: TrainResult, examples: Examples, config: TuneConfig, tokenizer: Any, label_range: tuple[float, float] | None
 ) -> None:
-    """The tokenizer and the card beside the weights."""
+    """The tokenizer and the card beside the weights, and nothing else."""
+    shutil.rmtree(result.out_dir / ".checkpoints")
     tokenizer.save_pretrained(str(result.out_dir))
     (result.out_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle
     (result.out_dir / "README.md").write_text(tuned_card(result, examples, config, label_range), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import orjson
@@ -78,7 +79,7 @@ def test_a_larger_draw_holds_the_smaller(tmp_path: Path) -> None:
     asked = find_problems(out, read(out, written(tmp_path / "pool", "jsonl"))[1])
     drawn = [set(asked.some(count).first.tolist()) for count in range(6)]
     assert [len(some) for some in drawn] == [0, 1, 2, 3, 4, 4]
-    assert all(small <= large for small, large in zip(drawn, drawn[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(drawn))
 
 
 def test_a_file_without_the_question_is_an_error_that_says_so(tmp_path: Path) -> None:

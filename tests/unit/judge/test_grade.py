@@ -20,7 +20,7 @@ def graders() -> Iterator[Graders]:
 
 
 def test_what_ends_in_the_answer_is_right(graders: Graders) -> None:
-    """Catches: letters compared in place of values, an answer without dollar signs that is not read, thoughts graded."""
+    """Catches: letters compared in place of values, an answer without dollar signs not read, thoughts graded."""
     pairs = [
         ("\\frac{1}{2}", "So it is \\boxed{0.5}."),
         ("12", "It is 13, no: $12$."),
