@@ -18,7 +18,7 @@ from s2r_ray.errors import S2RError, WorkersLostError
 from s2r_ray.metrics import count
 from s2r_ray.noise import leave_noise
 from s2r_ray.retries import take_repeated
-from s2r_ray.signals.base import GRID, Fault, Scores, Signal, Status, Subject
+from s2r_ray.signals.base import GRID, Fault, FloatArray, Scores, Signal, Status, Subject
 from s2r_ray.store import ScoreStore
 
 DETAIL_CHARACTERS = 200
@@ -143,24 +143,32 @@ def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:
 
 
 def score_table(signal: Signal, subjects: Sequence[Subject], scores: Scores) -> pa.Table:
-    """The rows for the store: rounded to the grid, null where there was a fault. Order as given.
+    """The rows for the store: what is ranked is rounded to the grid, null where there was a fault. Order as given.
 
-    A value that is not finite is a fault, whatever the signal thought of it.
+    What is ranked and not finite is a fault, whatever the signal thought of it.
     """
     faults = dict(scores.faults)
-    for position in np.flatnonzero(~np.isfinite(scores.values)):
-        faults.setdefault(int(position), Fault(Status.FAILED, f"value {scores.values[position]} is not finite"))
+    ranked = {"value": scores.values} | {name: scores.extras[name] for name in signal.extras if name in signal.ranked}
+    for name, values in ranked.items():
+        for position in np.flatnonzero(~np.isfinite(values)):
+            faults.setdefault(int(position), Fault(Status.FAILED, f"{name} {values[position]} is not finite"))
     missing = np.zeros(len(subjects), bool)
     missing[list(faults)] = True
     columns: dict[str, Any] = {
         "key": pa.array([subject.key for subject in subjects], pa.binary(16)),
-        "value": pa.array(np.round(scores.values * GRID) / GRID, mask=missing),
+        "value": pa.array(_on_grid(scores.values), mask=missing),
     }
     for name in signal.extras:
-        columns[name] = pa.array(scores.extras[name], mask=missing)
+        values = scores.extras[name]
+        columns[name] = pa.array(_on_grid(values) if name in ranked else values, mask=missing)
     columns["status"] = [str(faults[i].status) if i in faults else str(Status.OK) for i in range(len(subjects))]
     columns["detail"] = [faults[i].detail if i in faults else None for i in range(len(subjects))]
     return pa.table(columns)
+
+
+def _on_grid(values: FloatArray) -> FloatArray:
+    rounded: FloatArray = np.round(values * GRID) / GRID
+    return rounded
 
 
 def subjects_of(table: pa.Table) -> list[Subject]:

@@ -119,24 +119,31 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_judge(folder: Path) -> Path:
-    """A random Qwen2 model of some thousand weights, the same each time, with the tokenizer above."""
+def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, spread: float = 1.0) -> Path:
+    """A random Qwen2 model of some thousand weights, the same each time, with the tokenizer above.
+
+    Args:
+        spread: of its logits; with 1 all tokens are about as likely, with 20 some hardly ever come.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     write_tokenizer(folder)
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=512,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=2048,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
     )
-    Qwen2ForCausalLM(config).save_pretrained(str(folder))
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(spread)
+    model.save_pretrained(str(folder))
     return folder
 
 

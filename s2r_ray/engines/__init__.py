@@ -1,4 +1,4 @@
-"""What runs the judge: vLLM, or transformers as the small reference. Both read the same prompt tokens."""
+"""What runs the judge or the student: vLLM, or transformers as the small reference. Both read the same tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from s2r_ray.errors import S2RError
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 
 class EngineError(S2RError):
@@ -22,19 +23,38 @@ class EngineError(S2RError):
 class EngineSettings:
     """What an engine needs to know.
 
-    `model` is a local folder. `context` is the longest prompt plus one token, in tokens. `deterministic`: an answer
+    `model` is a local folder. `kind` says what it is asked: a judge for two labels or for its head's logit, a student
+    for the tokens of a text. `context` is the longest prompt plus one token, in tokens. `deterministic`: an answer
     depends on its prompt alone, to the last bit, not on what else is in the batch (on the same device, libraries and
-    number of threads).
+    number of threads). `batch_tokens`: of a student, how many go through it at once; longer texts go in pieces.
     """
 
     model: str
-    kind: Literal["labels", "head"]
+    kind: Literal["labels", "head", "student"]
     dtype: str
     context: int
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.9
     trust_remote_code: bool = False
     deterministic: bool = False
+    batch_tokens: int = 2048
+
+    @property
+    def role(self) -> str:
+        """What the model is called in errors."""
+        return "student" if self.kind == "student" else "judge"
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model says of some tokens in a row, each given all before it.
+
+    `logprobs`: float64[n], natural; NaN where the model gave none. `ranks`: int64[n], 1 is the likeliest token of the
+    vocabulary; of tokens that are equally likely each has the last one's place, as vLLM counts.
+    """
+
+    logprobs: FloatArray
+    ranks: IntArray
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,13 @@ class Engine(Protocol):
 
     def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
         """Answers drawn from a language model: `sampling.count` for each prompt, with a seed for each prompt."""
+        ...
+
+    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
+        """Of each prompt's tokens from its start on, which is at least 1: one result per prompt.
+
+        The logits are float32 whatever the weights' type. Memory for them does not grow with a prompt's length.
+        """
         ...
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""The judge in plain transformers: the small reference that vLLM's numbers are held against, and a fallback."""
+"""Models in plain transformers: the small reference that vLLM's numbers are held against, and a fallback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling
+from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling, TokenScores
 
 _BATCH_TOKENS = 4096
 
@@ -19,7 +19,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-        loader: Any = AutoModelForCausalLM if settings.kind == "labels" else AutoModelForSequenceClassification
+        loader: Any = AutoModelForSequenceClassification if settings.kind == "head" else AutoModelForCausalLM
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             model = loader.from_pretrained(
@@ -29,9 +29,12 @@ class TransformersEngine:
                 use_safetensors=True,  # the other format is pickle
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(f"could not load the judge: {error}") from error
+            raise EngineError(f"could not load the {settings.role}: {error}") from error
         self._model = model.to(self._device).eval()
         self._batch_tokens = 1 if settings.deterministic else _BATCH_TOKENS
+        self._piece_tokens = settings.batch_tokens
+        if settings.kind == "student":
+            _compute_in_float32(self._model.get_output_embeddings())
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
         """See `engines.Engine`."""
@@ -89,8 +92,30 @@ class TransformersEngine:
         rows: list[list[int]] = found[:, ids.shape[1] :].tolist()
         return rows
 
+    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
+        """See `engines.Engine`. One prompt at a time, in pieces that see the earlier ones through the cache."""
+        return [self._token_scores(prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
+
     def forget(self) -> None:
         """See `engines.Engine`. Nothing is cached."""
+
+    def _token_scores(self, prompt: Sequence[int], start: int) -> TokenScores:
+        torch = _torch()
+        from transformers import DynamicCache
+
+        ids = torch.tensor(list(prompt), device=self._device)
+        cache = DynamicCache(config=self._model.config)
+        logprobs, ranks = [], []
+        with torch.inference_mode():
+            for piece, next_ids in zip(
+                ids[:-1].split(self._piece_tokens), ids[1:].split(self._piece_tokens), strict=True
+            ):
+                logits = self._model(input_ids=piece[None], past_key_values=cache, use_cache=True).logits[0]
+                said = logits.float().log_softmax(-1)
+                own = said.gather(-1, next_ids[:, None])
+                logprobs.append(own[:, 0].double().cpu())
+                ranks.append((said >= own).sum(-1).cpu())
+        return TokenScores(torch.cat(logprobs).numpy()[start - 1 :], torch.cat(ranks).numpy()[start - 1 :])
 
     def _forward(self, prompts: Sequence[Sequence[int]], read: Callable[[Any], Any]) -> FloatArray:
         """`read` of each prompt's logits, in order. Prompts of similar length share a padded batch."""
@@ -126,6 +151,18 @@ def _ended(ids: Sequence[int], stop: Sequence[int]) -> Sampled:
     """An answer up to the token that ends it."""
     end = next((place for place, token in enumerate(ids) if token in stop), None)
     return Sampled(list(ids[:end]), end is not None)
+
+
+def _compute_in_float32(head: Any) -> None:
+    """Have a linear layer compute in float32 whatever its weights are. Logits of bfloat16 have 8 bits: near a large
+    one many tokens would be equally likely."""
+    from torch.nn.functional import linear
+
+    def forward(hidden: Any) -> Any:
+        bias = None if head.bias is None else head.bias.float()
+        return linear(hidden.float(), head.weight.float(), bias)
+
+    head.forward = forward
 
 
 def _groups(order: Sequence[int], prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The judge in vLLM, in the worker's own process: on GPUs, or on the CPU with the same engine."""
+"""Models in vLLM, in the worker's own process: on GPUs, or on the CPU with the same engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling
+from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling, TokenScores
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process an engine: starts in half the time, dies with its worker
@@ -19,12 +19,16 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 _REPETITION_PENALTY = 1.05  # as in the published selection script
+_STUDENT_SEQUENCES = 64
 
 
 class VllmEngine:
     """See `engines.Engine`."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        self._role = settings.role
+        if settings.kind == "student":
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cache_gib(settings)))
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import torch
@@ -44,7 +48,7 @@ class VllmEngine:
             "trust_remote_code": settings.trust_remote_code,
             "load_format": "safetensors",  # the other format is pickle
             # Prompts come as token ids; only the pooling runner insists on a tokenizer.
-            "skip_tokenizer_init": settings.kind == "labels",
+            "skip_tokenizer_init": settings.kind != "head",
             "disable_log_stats": True,
             "enable_prefix_caching": settings.kind == "labels" and not settings.deterministic,
             "enforce_eager": on_cpu,
@@ -58,7 +62,15 @@ class VllmEngine:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"  # kernels whose sums do not depend on the batch
         if settings.kind == "head":
             arguments |= {"runner": "pooling", "convert": "classify"}
-        with _fatal("could not load the judge"):
+        if settings.kind == "student":
+            arguments |= {
+                # vLLM makes logits of all tokens of a step, which its search for free memory does not see.
+                "max_num_batched_tokens": settings.batch_tokens,
+                "max_num_seqs": min(_STUDENT_SEQUENCES, settings.batch_tokens),
+                "enable_chunked_prefill": True,
+                "hf_overrides": {"head_dtype": "float32"},
+            }
+        with _fatal(f"could not load the {self._role}"):
             self._llm = LLM(**arguments)
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
@@ -91,7 +103,7 @@ class VllmEngine:
         """See `engines.Engine`."""
         from vllm import PoolingParams
 
-        with _fatal("the judge failed"):
+        with _fatal(f"the {self._role} failed"):
             outputs = self._llm.encode(
                 _tokens(prompts), PoolingParams(use_activation=False), pooling_task="classify", use_tqdm=False
             )
@@ -115,21 +127,53 @@ class VllmEngine:
         stop = set(sampling.stop)
         return [[_sampled(answer, stop) for answer in output.outputs] for output in outputs]
 
+    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
+        """See `engines.Engine`."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0, flat_logprobs=True
+        )
+        with _fatal(f"the {self._role} failed"):
+            outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
+        scores = []
+        for output, prompt, start in zip(outputs, prompts, starts, strict=True):
+            found: Any = output.prompt_logprobs  # of all tokens but the first
+            if found is None or len(found.logprobs) != len(prompt) - 1:
+                raise EngineError(f"the {self._role} failed: vLLM left out some of a prompt's tokens")
+            logprobs = np.array(found.logprobs[start - 1 :], np.float64)
+            scores.append(TokenScores(logprobs, np.array(found.ranks[start - 1 :], np.int64)))
+        return scores
+
     def forget(self) -> None:
         """See `engines.Engine`."""
-        with _fatal("the judge failed"):
+        with _fatal(f"the {self._role} failed"):
             self._llm.reset_prefix_cache()
 
     def _next_token_logprobs(self, prompts: Sequence[Sequence[int]], parameters: Any) -> list[dict[int, float]]:
-        with _fatal("the judge failed"):
+        with _fatal(f"the {self._role} failed"):
             outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
         rows = []
         for output in outputs:
             logprobs = output.outputs[0].logprobs
             if not logprobs:
-                raise EngineError("the judge failed: vLLM gave a prompt no answer")
+                raise EngineError(f"the {self._role} failed: vLLM gave a prompt no answer")
             rows.append({token: float(entry.logprob) for token, entry in logprobs[0].items()})
         return rows
+
+
+def _cache_gib(settings: EngineSettings) -> int:
+    """GiB that the keys and values of the longest prompt take, and up to one more."""
+    from transformers import AutoConfig
+
+    with _fatal(f"could not load the {settings.role}"):
+        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+        shape = config.get_text_config()
+        heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+        width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    number_bytes = 2 if settings.dtype in ("bfloat16", "float16") else 4
+    token_bytes = 2 * shape.num_hidden_layers * heads * width * number_bytes
+    return 1 + int(token_bytes) * (settings.context + 256) // 2**30
 
 
 def _tokens(prompts: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:

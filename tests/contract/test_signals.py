@@ -43,6 +43,21 @@ def _judge(**settings: Any) -> dict[str, Any]:
     return {"judge": settings}
 
 
+def _student(**settings: Any) -> dict[str, Any]:
+    return {"student": settings}
+
+
+OF_STUDENT = {
+    "engine": _student(engine="vllm"),
+    "dtype": _student(dtype="bfloat16"),
+    "longest sample": _student(max_tokens=500),
+}
+NOT_OF_STUDENT = {
+    "workers": {"workers": {"judges_max": 9, "tensor_parallel": 2, "cpus_per_judge": 2}},
+    "memory": _student(gpu_memory_utilization=0.5, batch=7, batch_tokens=100),
+    "judge": _judge(max_prompt_tokens=500),
+}
+
 CASES = {
     "fake": Case(
         _hash_judge,
@@ -73,6 +88,8 @@ CASES = {
         {"words": {"rethinking": {"words": ["hmm"]}}},
         {"workers": {"workers": {"cpu_workers_max": 9}}, "judge": _judge(max_prompt_tokens=500)},
     ),
+    "surprisal": Case(SIGNALS["surprisal"], OF_STUDENT, NOT_OF_STUDENT),
+    "ifd": Case(SIGNALS["ifd"], OF_STUDENT, NOT_OF_STUDENT),
     "influence": Case(
         SIGNALS["influence"],
         {
@@ -98,10 +115,9 @@ HARMLESS = [(name, change) for name, case in CASES.items() for change in case.ha
 
 
 def config_of(judge: Path, over: dict[str, Any] | None = None) -> Config:
-    """The small judge in the reference engine, and what is laid over that."""
+    """The small judge, which is the student as well, in the reference engine, and what is laid over that."""
     settings: dict[str, Any] = {
-        "judge": {"model": str(judge), "engine": "transformers"},
-        "student": {"dtype": "auto"},
+        **{section: {"model": str(judge), "engine": "transformers"} for section in ("judge", "student")},
         "influence": {"model": str(judge), "samples": 4, **write_validation_sets(judge.parent)},
         "out": str(judge.parent / "out"),
     }
@@ -208,7 +224,7 @@ def test_fingerprint_is_the_same_in_another_process(tiny_judge: Path) -> None:
         "print(json.dumps({name: make(config).fingerprint() for name, make in SIGNALS.items()}))"
     )
     config = config_of(tiny_judge)
-    settings = config.model_dump_json(include={"judge": {"model", "engine"}, "influence": True, "out": True})
+    settings = json.dumps(config.model_dump(mode="json", include={"judge", "student", "influence", "out"}))
     done = subprocess.run([sys.executable, "-c", code, settings], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {
         name: make(config).fingerprint() for name, make in SIGNALS.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,18 @@ def test_traces_are_judged_once_and_ranked_either_way(tmp_path: Path) -> None:
     other = summary_of("select", "--out", out, "--config", settings)
     assert (pq.read_table(Path(other["run"]) / "ranking")["rank_rethinking"].to_numpy() == rankdata(values)).all()
 
+    settings = config(tmp_path, signals=[], weights={"length": 1})
+    chosen = "verified and rethinking_rank < 0.5"
+    some = summary_of("select", "--out", out, "--config", settings, "--filter", chosen)
+    kept = pq.read_table(Path(some["run"]) / "ranking")
+    assert (
+        kept["sample_id"].to_pylist()
+        == ranking["sample_id"].filter(ranks["rethinking"] / len(values) < 0.5).to_pylist()
+    )
+    assert some["counts"]["indexed"] == kept.num_rows + some["counts"]["excluded"]
+    assert some["excluded"]["filtered"] == ranking.num_rows - kept.num_rows
+    assert json.loads((Path(some["run"]) / "run.json").read_bytes())["filter"] == chosen
+
     settings = config(tmp_path, signals=[], weights=weights, candidates="all")
     again = summary_of("run", "--pool", pool, "--out", out, "--config", settings)
     assert again["counts"]["rethinking_judged"] == 0
@@ -79,7 +92,43 @@ def test_names_that_are_wrong_are_told(tmp_path: Path) -> None:
         ({"signals": ["dificulty"]}, "there is no dificulty"),
         ({"directions": {"rethinking": "low"}}, "directions name rethinking"),
         ({"baselines": ["middle:rethink"]}, "no baseline middle:rethink"),
+        (
+            {"filter": "rethinking_rank < 0.5 and verfied"},
+            "at character 27: there is no verfied; did you mean verified?",
+        ),
+        ({"filter": "rethinking_rnk < 0.5"}, "there is no rethinking_rnk"),
+        ({"filter": "rethinking <"}, "filter: rethinking <: at character 13: invalid syntax"),
         ({"rethinking": {"words": ["wait", " "]}}, "a blank word would count everywhere"),
+        ({"weights": {"rsr": 1}}, "set student.model"),
     ):
         said = s2r("plan", "--pool", pool, "--out", out, "--config", config(tmp_path, **settings))
         assert_told(said, 2, words)
+
+
+@pytest.mark.ray
+def test_a_student_is_asked_about_traces(tmp_path: Path, tiny_judge: Path) -> None:
+    """Catches: a column that comes with a signal and is not ranked, or the wrong way round; perplexity baselines that
+    take other samples than the middle ones and the top ones; a trace that is too long and is ranked or not counted."""
+    pool, out = tmp_path / "pool", tmp_path / "out"
+    assert s2r("synth", "--rows", "60", "--out", pool).code == 0
+    student = {"model": str(tiny_judge), "engine": "transformers", "max_tokens": 900}
+    names = ["surprisal", "perplexity", "middle:perplexity", "ifd"]
+    settings = config(tmp_path, signals=[], weights={"rsr": 1}, student=student, candidates="all", baselines=names)
+    first = summary_of("run", "--pool", pool, "--out", out, "--config", settings, "--budget", "20%")
+    ranking = pq.read_table(Path(first["run"]) / "ranking")
+    values = {name: ranking[name].to_numpy() for name in ("surprisal", "perplexity", "rsr", "ifd")}
+    assert all(len(set(column.tolist())) > 20 for column in values.values())
+    assert (ranking["rank_rsr"].to_numpy() == rankdata(values["rsr"])).all()
+    assert np.allclose(values["perplexity"], np.exp(values["surprisal"]), rtol=1e-5)
+    long = first["excluded"]["surprisal_too_long"]
+    assert long > 0
+    assert first["counts"]["surprisal_judged"] == first["counts"]["ifd_judged"] == ranking.num_rows + long
+
+    ids = ranking["sample_id"].to_numpy(zero_copy_only=False)
+    ties = (ids, -ranking["trace_tokens_unique"].to_numpy())
+    ranks = {name: rankdata(-column) for name, column in values.items()}
+    orders = {name: ranks[name] for name in ("surprisal", "perplexity", "ifd")}
+    orders["middle-perplexity"] = np.abs(ranks["perplexity"] - (len(ids) + 1) / 2)
+    for name, order in orders.items():
+        found = pq.read_table(Path(first["run"]) / "baselines" / name / "top-20pct.parquet")["sample_id"].to_pylist()
+        assert found == ids[np.lexsort((*ties, order))[: len(found)]].tolist(), name

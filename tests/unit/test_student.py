@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,31 @@ def test_a_model_without_a_template_gets_plain_text(tiny_judge: Path, tmp_path: 
     assert found.ids[: found.start] == tokenizer.encode(QUESTION + "\n\n", add_special_tokens=False)
 
 
-def test_what_is_no_student_is_told(tmp_path: Path) -> None:
+def test_text_begins_where_the_tokenizer_says(tiny_judge: Path, tmp_path: Path) -> None:
+    """Catches: a response alone, or a base model's text, without the token that its texts begin with."""
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_judge))
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(str(tmp_path))
+    encoder = StudentEncoder(tmp_path)
+    (alone,) = encoder.encode_alone([RESPONSE])
+    response = tokenizer.encode(RESPONSE, add_special_tokens=False)
+    assert (alone.ids, alone.start) == ([tokenizer.bos_token_id, *response], 1)
+    assert encoder.encode([QUESTION], [RESPONSE]) == StudentEncoder(tiny_judge).encode([QUESTION], [RESPONSE])
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(str(tmp_path / "base"))
+    (found,) = StudentEncoder(tmp_path / "base").encode([QUESTION], [RESPONSE])
+    question = tokenizer.encode(QUESTION + "\n\n", add_special_tokens=False)
+    assert (found.ids, found.start) == ([tokenizer.bos_token_id, *question, *response], 1 + len(question))
+
+
+def test_what_is_no_student_is_told(tiny_judge: Path, tmp_path: Path) -> None:
     """Catches: a traceback, or a message about a judge that nobody named."""
     with pytest.raises(UsageError, match=r"set student\.model"):
         find_student(StudentSection())
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(UsageError, match=r"student .*: a tokenizer not found"):
         find_student(StudentSection(model=str(tmp_path)))
+    head = shutil.copytree(tiny_judge, tmp_path / "head")
+    (head / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForSequenceClassification"]}))
+    with pytest.raises(UsageError, match=r"student .*: it has a classification head .*ForCausalLM"):
+        find_student(StudentSection(model=str(head)))

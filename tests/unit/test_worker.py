@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2r_ray.errors import S2RError, WorkersLostError
+from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject, SubjectKind
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
@@ -33,6 +34,7 @@ class Lengths:
 
     name: ClassVar[str] = "lengths"
     subject: ClassVar[SubjectKind] = "question"
+    ranked: ClassVar[Mapping[str, Better]] = {"lengths": "high", "twice": "high"}
     extras: ClassVar[tuple[str, ...]] = ("twice",)
     fatal: ClassVar[tuple[type[BaseException], ...]] = (Dead, MemoryError)
 
@@ -176,9 +178,10 @@ def table(values: Sequence[float], faults: dict[int, Fault] | None = None) -> pa
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_values_are_on_the_grid(values: list[float]) -> None:
     """Catches: noise in the last bits that makes or breaks ties; values moved further than half a step."""
-    stored = np.array(table(values)["value"].to_pylist())
-    assert np.array_equal(stored * 2**20, np.round(stored * 2**20))
-    assert np.abs(stored - values).max() <= 2.0**-21
+    for column in ("value", "twice"):
+        stored = np.array(table(values)[column].to_pylist())
+        assert np.array_equal(stored * 2**20, np.round(stored * 2**20))
+        assert np.abs(stored - values).max() <= 2.0**-21
 
 
 def test_faults_have_no_values() -> None:
@@ -198,6 +201,14 @@ def test_what_is_no_number_is_a_fault(value: float) -> None:
     assert [row["status"] for row in found] == ["ok", "failed", "no_answer"]
     assert found[1]["detail"] == f"value {value} is not finite"
     assert found[1]["value"] is None
+
+
+def test_a_further_column_that_is_no_number_is_a_fault() -> None:
+    """Catches: a row with a value but NaN in another column that weights may name, which would end the ranking."""
+    scores = Scores(np.array([0.5, 0.25]), {"twice": np.array([1.0, np.nan])})
+    found = score_table(Lengths(), subjects("a", "b"), scores).to_pylist()
+    assert [row["value"] for row in found] == [0.5, None]
+    assert found[1]["detail"] == "twice nan is not finite"
 
 
 # --- the worker -----------------------------------------------------------------------------------
