@@ -130,6 +130,14 @@ class GradientModel:
         if not torch.equal(given, ours):
             raise EngineError("the tuned model does not read its logits off its last states alone; it cannot be used")
 
+    def is_finite(self, sample: EncodedSample) -> bool:
+        """Whether the sample's loss is; one that is not would spoil the whole curvature."""
+        import torch
+
+        with torch.no_grad():
+            ids = torch.tensor([sample.ids], device=self.device)
+            return math.isfinite(response_loss(self.model, ids, sample.start, self.reduction).item())
+
     def products(self, sample: EncodedSample, directions: Gradients) -> npt.NDArray[np.float64]:
         """⟨direction, ∇L(sample)⟩ for each set: float64[sets]; NaN where the loss is not finite."""
         total: list[Any] = []

@@ -77,6 +77,7 @@ class InfluenceSettings:
     parameters: int
     sets: tuple[tuple[str, int], ...]
     place: Place | None
+    storage: StorageOptions
 
 
 class Influence:
@@ -88,9 +89,8 @@ class Influence:
     extras: tuple[str, ...] = ("benefit", "harm")
     fatal: tuple[type[BaseException], ...] = (EngineError, MemoryError)
 
-    def __init__(self, settings: InfluenceSettings, storage: StorageOptions) -> None:
+    def __init__(self, settings: InfluenceSettings) -> None:
         self.settings = settings
-        self._storage = storage
 
     @classmethod
     def from_config(cls, config: Config) -> Influence:
@@ -118,8 +118,9 @@ class Influence:
             parameters=parameters,
             sets=tuple((_digest(pairs), len(pairs)) for pairs in sets),
             place=config.out_place() if config.out else None,
+            storage=storage,
         )
-        return cls(settings, storage)
+        return cls(settings)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Signal`. Which samples the curvature was fitted on is not in it: the first run's draw stays."""
@@ -173,7 +174,7 @@ class Influence:
     def _overlap(self, workload: Workload) -> str:
         found = []
         for name in _SETS:
-            pairs = _read_set(self.settings.influence, name, self._storage)
+            pairs = _read_set(self.settings.influence, name, self.settings.storage)
             told = workload.overlap(pairs).told(f"pairs of influence.{name}")
             found += [told] if told else []
         if not found:
@@ -186,7 +187,8 @@ class Influence:
     def _cost(self, workload: Workload) -> str:
         settings = self.settings
         mean = workload.tokens / max(1, workload.samples)
-        fitted = 0 if self._there() else min(settings.influence.samples, workload.samples) * _FITTING_PASSES
+        passes = 0 if self._is_prepared() else _FITTING_PASSES * settings.influence.partitions
+        fitted = min(settings.influence.samples, workload.samples) * passes
         samples = workload.samples + fitted + sum(size for _, size in settings.sets)
         operations = _OPERATIONS * settings.parameters * mean * samples
         hours = operations / (settings.influence.teraflops * 1e12) / 3600
@@ -198,7 +200,7 @@ class Influence:
 
     def to_prepare(self) -> int:
         """See `Signal`."""
-        return 0 if self._there() else self.settings.influence.samples
+        return 0 if self._is_prepared() else self.settings.influence.samples
 
     def prepare(self, drawn: Sequence[Subject]) -> list[str]:
         """See `Signal`: fit the curvature, as far as that is not there, and apply it to the gradient of each set.
@@ -210,7 +212,7 @@ class Influence:
         encoder, model = self._load()
         told, gradients = [], []
         for name in _SETS:
-            pairs = _read_set(influence, name, self._storage)
+            pairs = _read_set(influence, name, self.settings.storage)
             usable = self._short(_encode(encoder, pairs))
             if not usable:
                 raise S2RError(
@@ -224,11 +226,12 @@ class Influence:
                     f"more than {settings.student.max_tokens:,} tokens, {not_finite:,} a loss that is not finite; "
                     "left out"
                 )
-        samples = self._short(_encode(encoder, drawn))
+        samples = [sample for sample in self._short(_encode(encoder, drawn)) if model.is_finite(sample)]
+        unfit = "have too many tokens, or a loss that is not finite"
         if not samples:
-            raise S2RError(f"influence: none of {len(drawn):,} samples that were drawn is short enough to fit on")
+            raise S2RError(f"influence: all {len(drawn):,} samples that were drawn to fit the curvature on {unfit}")
         if len(samples) < len(drawn):
-            told.append(f"curvature fitted on {len(samples):,} of {len(drawn):,} samples; the others are too long")
+            told.append(f"curvature fitted on {len(samples):,} of {len(drawn):,} samples; the others {unfit}")
         curvature = Curvature(influence.strategy, influence.loss, influence.partitions)
         with TemporaryDirectory(prefix="s2r-") as temporary:
             folder, kept = Path(temporary), _Kept(self._factors())
@@ -285,11 +288,11 @@ class Influence:
             raise UsageError("influence: no output place to keep the curvature in; fill in `out`")
         return place.child("factors", fingerprint_digest(self._fitted()))
 
-    def _stored(self) -> Place:
+    def _directions_place(self) -> Place:
         return self._factors().child(f"directions-{fingerprint_digest(self.fingerprint())}.safetensors")
 
-    def _there(self) -> bool:
-        return self.settings.place is not None and self._stored().exists()
+    def _is_prepared(self) -> bool:
+        return self.settings.place is not None and self._directions_place().exists()
 
     def _write(self, directions: Mapping[str, Any]) -> None:
         import torch
@@ -301,14 +304,14 @@ class Influence:
         with TemporaryDirectory(prefix="s2r-") as folder:
             file = Path(folder) / "directions.safetensors"
             save_file({name: tensor.to(dtype).contiguous() for name, tensor in directions.items()}, file)
-            _put(file, self._stored())
+            _put(file, self._directions_place())
 
     def _read(self) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         with TemporaryDirectory(prefix="s2r-") as folder:
             file = Path(folder) / "directions.safetensors"
-            _get(self._stored(), file)
+            _get(self._directions_place(), file)
             return dict(load_file(file, device=self._model.device))
 
 

@@ -95,7 +95,7 @@ def test_samples_that_cannot_be_judged_have_a_reason(settings: dict[str, Any], m
     signal = influence(settings, max_tokens=100)
     assert signal.to_prepare() == 4
     assert signal.prepare([*map(subject, QUESTIONS[:3]), subject("Long?", "word " * 200)]) == [
-        "curvature fitted on 3 of 4 samples; the others are too long"
+        "curvature fitted on 3 of 4 samples; the others have too many tokens, or a loss that is not finite"
     ]
     assert influence(settings, max_tokens=100).to_prepare() == 0
     signal.open()
