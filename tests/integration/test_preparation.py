@@ -28,7 +28,8 @@ def test_subjects_are_drawn_by_content_and_once(tmp_path: Path, capsys: pytest.C
         run = s2r_ray.run(config, signals=[signal])
         seen = json.loads((folder / "seen.json").read_text())
         assert len(set(seen)) == 10
-        assert 0 < sum(run.manifest(100)["difficulty"].to_pylist()) <= 10
+        ranked = run.manifest(100, ["question_key", "difficulty"]).to_pylist()
+        assert 0 < len({row["question_key"] for row in ranked if row["difficulty"]}) <= 10
         drawn.append(seen)
     said = capsys.readouterr().err
     assert said.count("difficulty: preparing with 10 questions of the pool") == 2
