@@ -39,7 +39,7 @@ class VllmEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        on_cpu = bool(current_platform.is_cpu())
+        self._on_cpu = on_cpu = bool(current_platform.is_cpu())
         arguments: dict[str, Any] = {
             "model": settings.model,
             "dtype": settings.dtype,
@@ -110,7 +110,9 @@ class VllmEngine:
         return np.array([float(output.outputs.data.reshape(-1)[0]) for output in outputs], np.float64)
 
     def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
-        """See `engines.Engine`. vLLM gives the i-th answer to a prompt the seed + i."""
+        """See `engines.Engine`. On a GPU the i-th answer to a prompt has the seed + i. vLLM's CPU engine refuses seeds
+        of requests (CPU generators have no offset), so there a batch shares the first, in torch's own generator."""
+        import torch
         from vllm import SamplingParams
 
         common = {
@@ -121,7 +123,9 @@ class VllmEngine:
             "stop_token_ids": list(sampling.stop),
             "detokenize": False,
         }
-        parameters = [SamplingParams(seed=seed, **common) for seed in seeds]
+        parameters = [SamplingParams(seed=None if self._on_cpu else seed, **common) for seed in seeds]
+        if self._on_cpu and seeds:
+            torch.manual_seed(seeds[0])
         with _fatal("the model failed"):
             outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
         stop = set(sampling.stop)
