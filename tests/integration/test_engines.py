@@ -134,27 +134,29 @@ def test_question_longer_than_the_context_is_a_fault_not_a_crash(questions: list
     assert "512" in found.faults[3].detail
 
 
-def sample(engine: str, temperature: float, stop: int) -> list[list[tuple[list[int], bool]]]:
-    """Answers of the embedded judge to three prompts: token ids, and whether they ended by themselves."""
+def sample(engine: str, temperatures: Sequence[float], stop: int) -> list[list[list[tuple[list[int], bool]]]]:
+    """At each temperature, answers of the embedded judge to three prompts: token ids, and whether they have an end."""
     prompts = PromptEncoder(EMBEDDED_JUDGE, PAPER_PROMPT).encode(["1 + 1 = ?", "Prove it. " * 9, "解方程"])
     settings = EngineSettings(str(EMBEDDED_JUDGE), "labels", "float32", 128)
     opened = open_engine("vllm" if engine == "vllm" else "transformers", settings)
-    sampling = Sampling(1 if temperature == 0 else 64, temperature, 1.0, 12, (stop,))
-    drawn = opened.sample(prompts, sampling, [3, 100, 200])
-    return [[(answer.ids, answer.finished) for answer in answers] for answers in drawn]
+    found = []
+    for temperature in temperatures:
+        sampling = Sampling(1 if temperature == 0 else 64, temperature, 1.0, 12, (stop,))
+        drawn = opened.sample(prompts, sampling, [3, 100, 200])
+        found.append([[(answer.ids, answer.finished) for answer in answers] for answers in drawn])
+    return found
 
 
 @pytest.mark.engine
 def test_what_vllm_draws_is_what_transformers_draws() -> None:
     """Would catch answers in another order than the prompts, the token that ends an answer left in it, draws of one
-    prompt that are all the same, and a temperature that is not applied."""
+    prompt that are all the same, a temperature that is not applied, and seeds that are not heeded."""
     _, one = PromptEncoder(EMBEDDED_JUDGE, PAPER_PROMPT).label_ids
-    fast, reference = (in_own_process(sample, engine, 0.0, one) for engine in ("vllm", "transformers"))
-    assert fast == reference
-    drawn = in_own_process(sample, "vllm", 1.0, one)
+    greedy, drawn, again = in_own_process(sample, "vllm", [0.0, 1.0, 1.0], one)
+    assert [greedy] == in_own_process(sample, "transformers", [0.0], one)
     assert [len(answers) for answers in drawn] == [64] * 3
     for answers in drawn:
         assert len({tuple(ids) for ids, _ in answers}) > 4
         assert all(one not in ids and (finished or len(ids) == 12) for ids, finished in answers)
     assert any(finished for answers in drawn for _, finished in answers)
-    assert drawn == in_own_process(sample, "vllm", 1.0, one)
+    assert drawn == again
