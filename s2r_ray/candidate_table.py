@@ -21,6 +21,7 @@ from s2r_ray.column import Column
 from s2r_ray.errors import S2RError
 from s2r_ray.index import Snapshot, candidates_place, label_column
 from s2r_ray.keys import Halves, KeySet, Places, halves, sort_keys
+from s2r_ray.printable import one_line
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import Found, ScoreStore
@@ -42,6 +43,7 @@ class CandidateTable:
         scores: column -> float64[n], every signal and its extras; NaN where a signal has no value.
         ranks: `rank_<signal>` -> int32[n], twice the rank inside of a group; empty where ranks are of the whole pool.
         indexed: all rows of the index, candidates or not.
+        filtered: bool[n], those that a filter left out; None without one.
     """
 
     starts: Places
@@ -51,6 +53,8 @@ class CandidateTable:
     left_out: npt.NDArray[np.bool_] = field(init=False)
     scores: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     ranks: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    filtered: npt.NDArray[np.bool_] | None = None
+    _filter: str = ""
     _reasons: list[str] = field(default_factory=list)
     _faults: list[pa.Table] = field(default_factory=list)
 
@@ -69,8 +73,25 @@ class CandidateTable:
         self._faults = [pa.concat_tables([*self._faults, faults]).sort_by("at").combine_chunks()]
         self._reasons.append(reason)
 
+    def filter_out(self, positions: Places, text: str) -> None:
+        """Leave candidates out, none of which is left out yet, because they do not pass the filter of this text. They
+        may be most of all: a byte for each candidate says which."""
+        if self.filtered is None:
+            self.filtered, self._filter = np.zeros(len(self), np.bool_), one_line(text)
+        self.filtered[positions] = True
+        self.left_out[positions] = True
+
     def reasons(self, first: int, stop: int) -> pa.Table:
         """The candidates in [first, stop) that are left out: columns `at`, ascending, `reason`, `detail`."""
+        faults = self._faulty(first, stop)
+        at = np.zeros(0, np.int64) if self.filtered is None else first + np.flatnonzero(self.filtered[first:stop])
+        if not len(at):
+            return faults
+        words = [pa.repeat(text, len(at)) for text in (str(Reason.FILTERED), self._filter)]
+        return pa.concat_tables([faults, pa.table([at, *words], faults.schema)]).sort_by("at").combine_chunks()
+
+    def _faulty(self, first: int, stop: int) -> pa.Table:
+        """Those of them that were not filtered out."""
         if not self._faults:
             return _NONE_LEFT_OUT
         (faults,) = self._faults
@@ -82,7 +103,8 @@ class CandidateTable:
     def count_reasons(self) -> dict[str, int]:
         """How many are left out for each reason."""
         codes = self._faults[0]["reason"].to_numpy() if self._faults else np.zeros(0, np.int8)
-        return {name: int((codes == code).sum()) for code, name in enumerate(self._reasons) if code in codes}
+        found = {name: int((codes == code).sum()) for code, name in enumerate(self._reasons) if code in codes}
+        return found if self.filtered is None else found | {str(Reason.FILTERED): int(self.filtered.sum())}
 
     def blocks(self) -> Iterator[Places]:
         """Positions of what is ranked, some hundred thousand at a time."""

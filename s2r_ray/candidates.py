@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from s2r_ray.injection import addresses_judge
-from s2r_ray.mapping import MISSING, Record, Trace
+from s2r_ray.mapping import MISSING, Record, Trace, label_text
 from s2r_ray.pieces import Terms, response_terms, unique_terms
 from s2r_ray.printable import brief, one_line
 from s2r_ray.rethinking import count_rethinking
@@ -41,6 +41,7 @@ class Reason(StrEnum):
     OVER_CUTOFF = "over_cutoff"
     NOT_CHOSEN = "not_chosen"
     DUPLICATE_SAMPLE = "duplicate_sample"
+    FILTERED = "filtered"
 
 
 ROW_FAULTS = (
@@ -51,7 +52,8 @@ ROW_FAULTS = (
     Reason.TOO_LARGE,
     Reason.EMPTY,
 )
-"""Reasons that say that the data is broken. The others are decisions: guards, duplicates, the choice of a trace."""
+"""Reasons that say that the data is broken. The others are decisions: guards, duplicates, the choice of a trace,
+filters."""
 
 _REASONS_TOLD = 5
 _QUESTION_CHARACTERS = 1 << 20
@@ -89,6 +91,8 @@ class Entry:
     `rethinking_words` are those of a candidate, counted after repeat removal as `trace_tokens_unique` is (see
     `count_rethinking`). `reason` is None for a candidate. `generation` is -1 for a row that has no trace at all.
     `addresses_judge` marks questions that speak to the judge (see `injection`), None where there is no question.
+    `verified`, `complete` and `finish_reason` are what the pool says of the trace, None where it says nothing; a flag
+    is true where its value is just that.
     """
 
     sample_id: str
@@ -103,6 +107,9 @@ class Entry:
     trace_characters: int | None = None
     rethinking_words: int | None = None
     addresses_judge: bool | None = None
+    verified: bool | None = None
+    complete: bool | None = None
+    finish_reason: str | None = None
     reason: str | None = None
     detail: str | None = None
     labels: Mapping[str, str | None] = field(default_factory=dict)
@@ -196,6 +203,8 @@ def _check_trace(
     if reason:
         return _leave_out(entry, reason, detail)
     entry.sample_key = content_key(question, response)
+    entry.verified, entry.complete = _flag(trace.verified), _flag(trace.complete)
+    entry.finish_reason = None if trace.finish_reason is MISSING else label_text(trace.finish_reason)
     if by_content:
         entry.sample_id = entry.sample_key.hex()
     reason, detail = _flag_fault(trace, guards)
@@ -264,6 +273,10 @@ def _text_fault(name: str, text: Any, most: int | None) -> tuple[Reason | None, 
     else:
         blank = not text or text.isspace()
     return (Reason.EMPTY, f"{name} is blank") if blank else (None, None)
+
+
+def _flag(value: Any) -> bool | None:
+    return None if value is None or value is MISSING else value is True
 
 
 def _flag_fault(trace: Trace, guards: Guards) -> tuple[Reason | None, str | None]:

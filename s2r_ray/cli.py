@@ -299,6 +299,10 @@ def synth(
     rows: Annotated[int, typer.Option(min=1, help="Problems to make up.")] = 2000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pool.")] = 0,
     rows_per_file: Annotated[int, typer.Option(min=1, help="Rows of one Parquet file.")] = 1000,
+    task: Annotated[
+        Literal["stories", "arithmetic"],
+        typer.Option(help="stories: several operations; arithmetic: one, which a very small model can partly learn."),
+    ] = "stories",
     as_json: AsJson = False,
 ) -> None:
     """Make up a pool of any size in the columns of OpenR1-Math-220k."""
@@ -306,7 +310,7 @@ def synth(
     from s2r_ray.synth import write_pool
 
     pool = Place.of(out)
-    files = write_pool(pool, rows, seed, rows_per_file)
+    files = write_pool(pool, rows, seed, rows_per_file, task)
     if as_json:
         print_json({"pool": pool.uri, "rows": rows, "files": files})
         return

@@ -20,7 +20,8 @@ from pydantic import (
 
 from s2r_ray.candidates import Choice, Guards
 from s2r_ray.errors import S2RError, UsageError
-from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt
+from s2r_ray.filters import Filter, read_filter
+from s2r_ray.judge.prompt import PAPER_PROMPT, SOLVE_PROMPT, JudgePrompt
 from s2r_ray.mapping import Labels, Mapping, preset
 from s2r_ray.rethinking import RETHINKING_WORDS
 from s2r_ray.storage import Place, StorageOptions
@@ -205,11 +206,47 @@ class StudentSection(_Section):
     batch_tokens: int = Field(
         2048,
         ge=16,
-        description="Tokens that go through it at once; each takes 8 bytes for each token of its vocabulary",
+        description="Tokens that go through it at once; each takes some 16 bytes for each token of its vocabulary",
     )
     batch: int = Field(64, ge=1, description="Samples per batch, and per part of the score store")
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
     gpu_memory_utilization: float = Field(0.8, gt=0, le=1, description="Share of a GPU's memory that vLLM takes")
+
+
+class SolvePromptSection(_Section):
+    """What the base model is asked."""
+
+    system: str = Field("", description="System turn; empty for none")
+    user: str = Field(SOLVE_PROMPT.user, description="User turn; {question} stands for the question")
+
+
+class RolloutsSection(_Section):
+    """`s2r judge rollouts`: how often a base model solves each question of the pool."""
+
+    model: str = Field("", description="Folder, s3:// prefix or hub id of the base model; empty: none")
+    revision: str | None = Field(None, description="Hub revision; part of the fingerprint")
+    n: int = Field(8, ge=1, description="Solutions drawn for each question; when it is raised, the others are drawn")
+    temperature: float = Field(1.0, ge=0, description="0: the likeliest token each time")
+    top_p: float = Field(1.0, gt=0, le=1, description="Share of the probability that tokens are drawn from")
+    max_tokens: int = Field(4096, ge=1, description="Tokens of a solution; one that is cut off there is no pass")
+    max_prompt_tokens: int = Field(2048, ge=1, description="Tokens; longer questions are left out, never cut")
+    seed: int = Field(0, ge=0, lt=1 << 62, description="Of the drawing; each question has its own, made from it")
+    questions: int | None = Field(None, ge=1, description="Questions at the most, drawn by lot; null: all")
+    prompt: SolvePromptSection = SolvePromptSection.model_validate({})
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="What runs it")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights' type in the engine; auto: what the model states"
+    )
+    batch: int = Field(64, ge=1, description="Questions per batch, and per part of the score store")
+    graders: int = Field(2, ge=1, description="Processes of one worker that grade")
+    trust_remote_code: bool = Field(False, description="Run code that ships with the model")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes")
+
+    @model_validator(mode="after")
+    def _different_draws(self) -> RolloutsSection:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"at temperature 0 all {self.n} solutions are the same; set n: 1, or a temperature")
+        return self
 
 
 class RethinkingSection(_Section):
@@ -242,16 +279,21 @@ class Config(_Section):
     judge: JudgeSection = JudgeSection.model_validate({})
     workers: WorkersSection = WorkersSection.model_validate({})
     signals: tuple[str, ...] = Field(
-        ("difficulty",), description="Signals to compute; those that weights or baselines name are computed as well"
+        ("difficulty",),
+        description="Signals to compute; those that weights, filter or baselines name are computed as well",
     )
     student: StudentSection = StudentSection.model_validate({})
     rethinking: RethinkingSection = RethinkingSection.model_validate({})
+    rollouts: RolloutsSection = RolloutsSection.model_validate({})
     weights: dict[str, str] = Field(
         default_factory=lambda: dict(DEFAULT_WEIGHTS),
         description="Weight of each signal's rank; signals that are not named weigh 0",
     )
     directions: dict[str, Literal["high", "low"]] = Field(
         {}, description="What is better in a signal, where it is not what the signal says itself"
+    )
+    filter: str = Field(
+        "", description="What a candidate must pass to be ranked, such as rethinking_rank < 0.5; blank: nothing"
     )
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
     strata: Strata | None = Field(None, description="Rank inside of groups and fill budgets group by group")
@@ -269,6 +311,14 @@ class Config(_Section):
     @classmethod
     def _weights_as_text(cls, value: Any) -> Any:
         return {name: str(weight) for name, weight in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("filter")
+    @classmethod
+    def _readable_filter(cls, value: str) -> str:
+        try:
+            return read_filter(value).text if value.strip() else ""
+        except UsageError as error:
+            raise ValueError(str(error).removeprefix("filter: ")) from error
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -298,6 +348,10 @@ class Config(_Section):
         if not self.out:
             raise UsageError("no output place; give --out URI, or fill in `out` in the configuration file")
         return Place.of(self.out, self.storage.options())
+
+    def row_filter(self) -> Filter | None:
+        """The filter, read; None without one."""
+        return read_filter(self.filter) if self.filter else None
 
     def pool_places(self) -> list[Place]:
         """Where the pools are, in the order given.

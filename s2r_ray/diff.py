@@ -228,6 +228,7 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "weights": record["weights"],
         "what is better": record.get("better") or dict.fromkeys(record["weights"], "high"),
+        "filter": record.get("filter") or "none",
         "strata": _strata(record) or "none",
         "budgets": sorted(record["budgets"], key=float),
         "pools": record["pools"],

@@ -153,7 +153,7 @@ def records(columns: dict[str, list[Any]], first_row: int, mapping: Mapping) -> 
             id=values[mapping.id] if mapping.id else None,
             question=question,
             traces=_traces(responses, thinking, values, mapping),
-            labels={label: _label(values[name]) for label, name in mapping.labels.items()},
+            labels={label: label_text(values[name]) for label, name in mapping.labels.items()},
             fault=_uneven(values, mapping),
         )
 
@@ -176,12 +176,19 @@ def _texts(values: dict[str, Any], mapping: Mapping) -> tuple[Any, list[Any], li
     if mapping.chat is not None:
         question, response = _first_exchange(values[mapping.chat.column], mapping.chat)
         return question, [response], [None]
-    parts = [values[name] for name in mapping.question]
-    question = parts[0] if len(parts) == 1 else _joined(parts)
+    question = question_of(values, mapping)
     thinking = _as_list(values[mapping.thinking]) if mapping.thinking else []
     responses = _as_list(values[mapping.traces]) if mapping.traces else [None] * len(thinking)
     generations = max(len(responses), len(thinking))
     return question, _padded(responses, generations), _padded(thinking, generations)
+
+
+def question_of(values: dict[str, Any], mapping: Mapping) -> Any:
+    """The question of a row, unchecked."""
+    if mapping.chat is not None:
+        return _first_exchange(values[mapping.chat.column], mapping.chat)[0]
+    parts = [values[name] for name in mapping.question]
+    return parts[0] if len(parts) == 1 else _joined(parts)
 
 
 def _first_exchange(turns: Any, chat: ChatMapping) -> tuple[Any, Any]:
@@ -230,7 +237,7 @@ def _flags(values: dict[str, Any], column: str | None, count: int) -> list[Any]:
     return [MISSING if flag is None else flag for flag in found]
 
 
-def _label(value: Any) -> str | None:
+def label_text(value: Any) -> str | None:
     """A label in one line. Blank text and NaN, which is what some writers make of a null, are none."""
     if isinstance(value, str):
         return one_line(value) if value.strip() else None

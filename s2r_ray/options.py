@@ -123,6 +123,9 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "judge": Setting("judge.model", str, "Folder, s3:// or hub id of the judge.", "MODEL", "embedded"),
     "engine": Setting("judge.engine", Literal["vllm", "transformers"], "What runs the judge.", default="vllm"),
+    "base_model": Setting("rollouts.model", str, "Folder, s3:// or hub id of the model that solves.", "MODEL"),
+    "rollouts": Setting("rollouts.n", int, "Solutions drawn for each question.", "COUNT", "8"),
+    "questions": Setting("rollouts.questions", int, "Questions at the most, drawn by lot.", "COUNT"),
     "weight": Setting(
         "weights",
         list[str],
@@ -131,6 +134,9 @@ SETTINGS: Mapping[str, Setting] = {
         "difficulty=0.25 length=0.75",
         complete=completion.weights,
         read=_weights,
+    ),
+    "filter": Setting(
+        "filter", str, "What a candidate must pass to be ranked, such as 'length_rank < 0.5'.", "TEXT", "none"
     ),
     "budget": Setting(
         "budgets",
@@ -166,7 +172,7 @@ READING = ("pool", "preset", "label", "tokenizer", "candidates", "max_bad_files"
 """What stage 1 takes."""
 JUDGING = ("judge", "engine")
 """What stage 2 takes."""
-RANKING = ("weight", "budget", "stratify_by", "strata_share", "baseline", "seed")
+RANKING = ("weight", "filter", "budget", "stratify_by", "strata_share", "baseline", "seed")
 """What stages 3 and 4 take."""
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from s2r_ray.index import Snapshot, candidates_place, questions_place
 from s2r_ray.keys import KeySet, Places, sort_keys
+from s2r_ray.problems import problems_place
 from s2r_ray.signals.base import SubjectKind
 from s2r_ray.storage import Place
 from s2r_ray.tables import read_ahead, read_own
@@ -36,6 +37,11 @@ class Distinct:
     keys: KeySet
     first: Places
     starts: Places
+
+    def some(self, count: int) -> Distinct:
+        """So many of them at the most: those with the least keys, which are hashes, so it is a draw by lot, and of two
+        such draws the larger holds the smaller."""
+        return Distinct(KeySet(self.keys.high[:count], self.keys.low[:count]), self.first[:count], self.starts)
 
     def pending(self, settled: npt.NDArray[np.bool_]) -> Pending:
         """Those that are not settled, bool[keys]."""
@@ -70,9 +76,15 @@ def find_samples(out: Place, snapshot: Snapshot) -> Distinct:
     return _distinct(table["sample_key"].filter(pc.is_null(table["reason"])) for table in tables)
 
 
+def find_problems(out: Place, snapshot: Snapshot) -> Distinct:
+    """The distinct problems of all units. Reads keys only."""
+    places = (problems_place(out, key) for _, key in snapshot.units)
+    return _distinct(table["key"] for table in read_ahead(partial(read_own, columns=["key"]), places))
+
+
 def find_distinct(out: Place, snapshot: Snapshot, subject: SubjectKind) -> Distinct:
     """What a signal of this subject judges."""
-    return find_questions(out, snapshot) if subject == "question" else find_samples(out, snapshot)
+    return {"question": find_questions, "sample": find_samples, "problem": find_problems}[subject](out, snapshot)
 
 
 def _distinct(keys_of_units: Iterable[pa.ChunkedArray]) -> Distinct:

@@ -21,6 +21,7 @@ from s2r_ray.cluster import Cluster, Connection, cluster_address, stream_tasks
 from s2r_ray.config import Config
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.filtering import STATED, check_filter
 from s2r_ray.groups import check_groups
 from s2r_ray.index import (
     PoolIndex,
@@ -58,7 +59,7 @@ from s2r_ray.tokens import spell_out
 _FAULTS_SHOWN = 5
 _REPAIRS = 20
 _LOOKED_AT = 8
-_OF_SELECTION = ("signals", "weights", "directions", "budgets", "strata", "baselines", "seed")
+_OF_SELECTION = ("signals", "weights", "directions", "filter", "budgets", "strata", "baselines", "seed")
 """Parts of the configuration that ranking depends on and nothing before it."""
 
 _T = TypeVar("_T")
@@ -191,11 +192,13 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     out = config.out_place()
     out.check_reachable()
     scored = _read_scored(out)
-    needed = needed_signals(config)
-    scored = replace(scored, stores={name: about for name, about in scored.stores.items() if name in needed})
+    scored = replace(scored, stores=_named_stores(config, scored))
     better = _better(config, scored)
     weights = parse_weights(config.weights, list(better))
-    _check_selection(config, list(better), scored.index.get("labels", []))
+    labels, stated = (scored.index.get(name, []) for name in ("labels", "stated"))
+    _check_selection(config, list(better), labels)
+    columns = [column for name, about in scored.stores.items() for column in (name, *about["extras"])]
+    _check_filter(config, columns, list(better), stated, labels)
     chosen = recorded_config(config)
     scored.config.update({name: chosen[name] for name in _OF_SELECTION})
     scored = replace(scored, counts=_nothing_done(scored), seconds={})
@@ -230,7 +233,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
     try:
         for position, (place, section) in enumerate(zip(roots, config.pools, strict=True)):
             root, files = place.glob()
-            _check_apart(out, root)
+            check_apart(out, root)
             known = pool_files(files, str(place))
             mapping = section.resolved_mapping()
             pool = PoolIndex(root, out, mapping, config.guards, config.candidates, tokenizer)
@@ -255,6 +258,9 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
         spelled_out = spell_out(str(tokenizer.folder))
         pools = [replace(pool, spelled_out=spelled_out) for pool in pools]
     _check_columns(signals)
+    made = [column for signal in signals for column in (signal.name, *signal.extras)]
+    ranked = [*(column for signal in signals for column in signal.ranked), *INDEX_SIGNALS]
+    _check_filter(config, made, ranked, _stated(pools), _labels(pools))
     return Plan(config, out, tuple(pools), tuple(keyed), fresh, tuple(signals), weights)
 
 
@@ -263,8 +269,13 @@ def _labels(pools: Sequence[PoolIndex]) -> list[str]:
     return sorted({label for pool in pools for label in pool.mapping.labels})
 
 
+def _stated(pools: Sequence[PoolIndex]) -> list[str]:
+    """What of STATED any pool has a column for."""
+    return [name for name in STATED if any(getattr(pool.mapping, name) for pool in pools)]
+
+
 def needed_signals(config: Config) -> list[str]:
-    """The signals of the table that a run computes: those asked for, and those that weights and baselines name.
+    """The signals of the table that a run computes: those asked for, and those that weights, filter and baselines name.
 
     Raises:
         UsageError: one that is asked for is not in the table.
@@ -272,7 +283,27 @@ def needed_signals(config: Config) -> list[str]:
     stray = sorted(set(config.signals).difference(SIGNALS))
     if stray:
         raise UsageError(f"signals: there is no {', '.join(stray)}; expected some of: {', '.join(SIGNALS)}")
-    return signals_for(config.signals, [*config.weights, *Baselines(config.baselines).columns()])
+    return signals_for(config.signals, _named_columns(config))
+
+
+def _named_columns(config: Config) -> list[str]:
+    """What weights, filter and baselines name."""
+    found = config.row_filter()
+    return [*config.weights, *(found.columns if found else ()), *Baselines(config.baselines).columns()]
+
+
+def _named_stores(config: Config, scored: Scored) -> dict[str, dict[str, Any]]:
+    """The stores of what is asked for or named, also of signals that live outside the package.
+
+    Raises:
+        UsageError: as `needed_signals` does.
+    """
+    names = {*needed_signals(config), *_named_columns(config)}
+    return {
+        name: about
+        for name, about in scored.stores.items()
+        if not names.isdisjoint((name, *about["extras"], *about["ranked"]))
+    }
 
 
 def _better(config: Config, scored: Scored) -> dict[str, Better]:
@@ -294,7 +325,17 @@ def _check_selection(config: Config, columns: Sequence[str], labels: Sequence[st
         )
 
 
-def _check_apart(out: Place, pool: Place) -> None:
+def _check_filter(
+    config: Config, columns: Sequence[str], ranked: Sequence[str], stated: Sequence[str], labels: Sequence[str]
+) -> None:
+    """See `check_filter`."""
+    found = config.row_filter()
+    if found is not None:
+        check_filter(found, columns, ranked, stated, labels)
+
+
+def check_apart(out: Place, pool: Place) -> None:
+    """Refuse an output place inside of a pool."""
     if f"{out.uri}/".startswith(f"{pool.uri}/"):
         raise UsageError(
             f"the output place {out} lies in the pool {pool}, whose files it would join; choose another --out"
@@ -364,6 +405,7 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
             "tokenizer": plan.pools[0].tokenizer.identity,
             "fingerprints": [pool.fingerprint for pool in plan.pools],
             "labels": _labels(plan.pools),
+            "stated": _stated(plan.pools),
         },
         recorded_config(plan.config),
         counts,
@@ -396,7 +438,8 @@ def rank_and_publish(
         for name, about in scored.stores.items()
     }
     strata, baselines, better = config.strata, Baselines(config.baselines, config.seed), _better(config, scored)
-    ranking = rank(out, scored.snapshot, stores, weights, config.budgets, place, strata, baselines, better)
+    chosen = config.row_filter()
+    ranking = rank(out, scored.snapshot, stores, weights, config.budgets, place, strata, baselines, better, chosen)
     excluded = sum(ranking.excluded.values())
     why = f" ({told_reasons(ranking.excluded)})" if excluded else ""
     inside = f" in {ranking.groups:,} groups of {strata.by}" if strata else ""
@@ -419,6 +462,7 @@ def rank_and_publish(
         budgets=ranking.budgets,
         addressing_judge=ranking.addressing,
         weights=weights.as_floats(),
+        filter=config.filter,
         better=better,
         strata={**strata.model_dump(), "groups": ranking.groups} if strata else None,
         baselines={name: baseline_folder(name) for name in baselines.names},
@@ -484,7 +528,7 @@ def _index(plan: Plan, ray: Connection, progress: Progress, done: Done) -> Snaps
         progress.say(
             "warning: tokens were counted with the slow reference library; gigatoken cannot take this tokenizer"
         )
-    _check_bad_files(list(bad.values()), plan.config.max_bad_files, progress)
+    check_bad_files(list(bad.values()), plan.config.max_bad_files, progress)
     good = tuple(item for item in plan.units if item[1] not in bad)
     unreadable = tuple((unit.pool, unit.path, bad[key].error or "") for unit, key in plan.units if key in bad)
     return Snapshot(plan.pool_uris, good, unreadable)
@@ -507,7 +551,12 @@ def _index_item(pools: Sequence[PoolIndex], row: dict[str, Any]) -> dict[str, An
     return {"outcome": json.dumps(asdict(index_unit(pools[unit.pool], unit)))}
 
 
-def _check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress) -> None:
+def check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress) -> None:
+    """Tell of files that could not be read.
+
+    Raises:
+        S2RError: there are more than the budget.
+    """
     files = sorted({outcome.path: outcome.error or "" for outcome in bad}.items())
     for _, error in files[:_FAULTS_SHOWN]:
         progress.say(f"warning: {error}")

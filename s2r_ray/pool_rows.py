@@ -333,10 +333,10 @@ def _samples(
         response = response_text(trace) if trace is not None else None
         found["question"].append(record.question if sound and isinstance(record.question, str) else None)
         found["response"].append(response if sound and isinstance(response, str) else None)
-        found["answer"].append(_as_text(answer))
+        found["answer"].append(answer_text(answer))
     return pa.table(found, SAMPLES)
 
 
-def _as_text(value: Any) -> str | None:
+def answer_text(value: Any) -> str | None:
     """An answer as text: numbers and lists as JSON has them."""
     return value if value is None or isinstance(value, str) else orjson.dumps(value, default=str).decode()

@@ -24,7 +24,7 @@ def check_cluster(
     workers: WorkersSection,
     out: Place | None,
     pools: Sequence[Place],
-    tokenizer: ModelRef,
+    tokenizer: ModelRef | None,
     signals: Sequence[Signal],
 ) -> list[str]:
     """Hold what a run needs against the cluster; connected to Ray. On a Ray of our own no node has to be asked.
@@ -32,6 +32,7 @@ def check_cluster(
     Args:
         out: where an object is put that every node must see, and taken away again; None: nothing is.
         pools: their roots.
+        tokenizer: that tasks which read need; None: they need none.
 
     Returns:
         What nodes will have to be waited for, a sentence each.

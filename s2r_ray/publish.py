@@ -33,9 +33,9 @@ class RunRecord:
     was not readable before, reused otherwise; a unit is a file or a part of a large one. Questions and samples are
     distinct ones. `addressing_judge` counts ranked rows, and rows of each budget, whose question speaks to the judge;
     `strata` has the label inside of whose groups ranks were found, what each group got of a budget, and how many groups
-    there are; `better` whether the high or the low values of each column with ranks are the better ones; `baselines`
-    the folder of each one's manifests; `<signal>_in_workers` are seconds summed over workers, `<signal>_loading` those
-    that the slowest took to load.
+    there are; `filter` what candidates had to pass; `better` whether the high or the low values of each column with
+    ranks are the better ones; `baselines` the folder of each one's manifests; `<signal>_in_workers` are seconds summed
+    over workers, `<signal>_loading` those that the slowest took to load.
     """
 
     run_id: str
@@ -51,6 +51,7 @@ class RunRecord:
     budgets: dict[str, int] = field(default_factory=dict)
     addressing_judge: dict[str, int] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    filter: str = ""
     better: dict[str, Better] = field(default_factory=dict)
     strata: dict[str, Any] | None = None
     baselines: dict[str, str] = field(default_factory=dict)

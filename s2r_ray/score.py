@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from s2r_ray.progress import Progress
 from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
-from s2r_ray.subjects import load_questions, load_samples
+from s2r_ray.subjects import loader
 from s2r_ray.worker import DETAIL_CHARACTERS, SignalWorker, score_table
 
 
@@ -100,7 +99,7 @@ def score_missing(
     store.describe(signal.fingerprint())
     judged = Judged(len(pending), pending.distinct - len(pending))
     died = f"a {signal.name} worker died, or hung for more than {resources.hang_seconds:g} s, and was replaced"
-    load = partial(load_questions, out) if signal.subject == "question" else partial(load_samples, out, pools)
+    load = loader(out, pools, signal.subject)
     arguments, what = (signal, store, resources.hang_seconds), f"{signal.subject}s"
     left, fruitless = pending, 0
     count("s2r_questions_reused", judged.reused, signal=signal.name)

@@ -20,10 +20,13 @@ from s2r_ray.baselines import Baselines, baseline_order, baseline_place
 from s2r_ray.candidate_table import CandidateTable, load_candidates, read_units, take_rows
 from s2r_ray.candidates import told_reasons
 from s2r_ray.errors import S2RError
+from s2r_ray.filtering import leave_out_filtered
+from s2r_ray.filters import Filter
 from s2r_ray.groups import StratifiedRanker, rank_inside, read_groups
 from s2r_ray.index import Snapshot
 from s2r_ray.keys import Places
 from s2r_ray.parts import Parts
+from s2r_ray.printable import one_line
 from s2r_ray.published import LEFT_OUT, RANKED, left_out_rows, ranked_rows, unreadable_files
 from s2r_ray.ranking import (
     Better,
@@ -74,6 +77,7 @@ def rank(
     strata: Strata | None = None,
     baselines: Baselines = NO_BASELINES,
     better: Mapping[str, Better] | None = None,
+    chosen: Filter | None = None,
 ) -> Ranking:
     """Rank the snapshot's candidates and write `ranking/`, `manifests/`, `baselines/` and `excluded.parquet` below
     `run`.
@@ -85,6 +89,7 @@ def rank(
         strata: rank inside of groups, and fill budgets group by group.
         baselines: other orders of the same candidates, cut at the same budgets.
         better: the columns that get ranks, and what is better in each; None: the signals and INDEX_SIGNALS, the high.
+        chosen: a filter that was checked; what does not pass it is left out.
 
     Raises:
         S2RError: nothing is left to rank, or a candidate has no score at all.
@@ -92,12 +97,16 @@ def rank(
     release_memory()
     candidates = load_candidates(out, snapshot, stores)
     release_memory()
+    better = better or dict.fromkeys([*stores, *INDEX_SIGNALS], "high")
+    if chosen is not None:
+        leave_out_filtered(candidates, chosen, out, snapshot, better, strata.by if strata else None)
+        release_memory()
     ranked = len(candidates) - int(candidates.left_out.sum())
     if not ranked:
         reasons = told_reasons(candidates.count_reasons())
-        raise S2RError(f"nothing to rank: all {len(candidates):,} candidates were left out ({reasons})")
+        told = f"; the filter is: {one_line(chosen.text)}" if chosen else ""
+        raise S2RError(f"nothing to rank: all {len(candidates):,} candidates were left out ({reasons}){told}")
     index = _Index(out, snapshot, candidates.starts, strata.by if strata else None)
-    better = better or dict.fromkeys([*stores, *INDEX_SIGNALS], "high")
     ranker, groups = _ranker(index, candidates, better, weights)
     strata_groups = len(groups)
     sizes = {budget: budget_size(ranked, budget) for budget in budgets}
@@ -113,11 +122,11 @@ def rank(
         _write_manifests(index, other, candidates.values(other), ranker, sizes, places)
         del other
         release_memory()
-    indexed, chosen = candidates.indexed + len(snapshot.unreadable), candidates.values(order)
+    indexed, values = candidates.indexed + len(snapshot.unreadable), candidates.values(order)
     del candidates  # what is written from here on is read from the index again
     release_memory()
     places = {budget: manifest_place(run, budget) for budget in budgets}
-    _write_manifests(index, order, chosen, ranker, sizes, places)
+    _write_manifests(index, order, values, ranker, sizes, places)
     return Ranking(indexed, ranked, excluded, sizes, addressing, strata_groups)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from s2r_ray.candidates import content_key
 from s2r_ray.errors import S2RError
 from s2r_ray.index import QUESTIONS_SCHEMA, candidates_place, forget_unit, questions_place
 from s2r_ray.pool_rows import RunPool, fetch_rows
+from s2r_ray.problems import SCHEMA as PROBLEMS
+from s2r_ray.problems import problems_place
 from s2r_ray.retries import take_repeated
+from s2r_ray.signals.base import SubjectKind
 from s2r_ray.storage import FileInfo, Place
 from s2r_ray.tables import DamagedError, read_own
 
@@ -28,6 +32,26 @@ def load_questions(out: Place, item: dict[str, Any]) -> pa.Table:
         table = _own(out, key, questions_place(out, key), QUESTIONS_SCHEMA.names)
         tables.append(table.take(pa.array(np.frombuffer(rows, np.int32))))
     return _with_repeated(pa.concat_tables(tables).rename_columns(["key", "question"]).combine_chunks())
+
+
+def load_problems(out: Place, item: dict[str, Any]) -> pa.Table:
+    """The same for problems: columns `key`, `question`, `answer`, `repeated`."""
+    take_repeated()
+    tables = []
+    for key, rows in zip(item["units"], item["rows"], strict=True):
+        table = read_own(problems_place(out, key), PROBLEMS.names)
+        tables.append(table.take(pa.array(np.frombuffer(rows, np.int32))))
+    return _with_repeated(pa.concat_tables(tables).combine_chunks())
+
+
+def loader(out: Place, pools: Sequence[RunPool], subject: SubjectKind) -> Callable[[dict[str, Any]], pa.Table]:
+    """What loads the items of work of a signal of this subject. Travels to tasks."""
+    by_subject: dict[SubjectKind, Callable[[dict[str, Any]], pa.Table]] = {
+        "question": partial(load_questions, out),
+        "sample": partial(load_samples, out, pools),
+        "problem": partial(load_problems, out),
+    }
+    return by_subject[subject]
 
 
 def load_samples(out: Place, pools: Sequence[RunPool], item: dict[str, Any]) -> pa.Table:

@@ -2,15 +2,16 @@
 
 Row i depends on the seed and i alone: a larger pool begins with the smaller one, whatever the file size. Like real
 pools it has several traces for some questions, repetition loops, unfinished and unverified traces, and rows without a
-verdict.
+verdict. Its problems are stories of several operations, or short arithmetic, which very small models can partly do.
 """
 
 from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,12 +41,22 @@ SCHEMA = pa.schema(
 )
 _SOURCES = ("olympiads", "cn_contest", "aops_forum", "amc_aime", "olympiads_ref")
 _NAMES = ("Ana", "Bao", "Chidi", "Dana", "Eero", "Farah", "Goro", "Hana")
+_ASKED = (
+    "What is {task}?",
+    "Work out {task}.",
+    "Please find the value of {task} and write it down.",
+    "{name} asks for {task}.",
+    "There is a short test today. {name} has to find {task} without a calculator. What is the answer?",
+)
 _HESITATIONS = ("Wait, let me check that.", "Alternatively, go backwards.", "Hmm, maybe not.", "However, it adds up.")
 _LOOPED, _UNFINISHED, _WRONG, _NO_VERDICT, _REPEATED_QUESTION = 0.08, 0.12, 0.15, 0.04, 0.1
 _CUT_BUT_RIGHT = 0.3
 
 
-def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000) -> int:
+Task = Literal["stories", "arithmetic"]
+
+
+def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000, task: Task = "stories") -> int:
     """Write the pool as `part-00000.parquet`, …; returns the number of files.
 
     Raises:
@@ -59,7 +70,7 @@ def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000) -
             f"{folder} has {others[0]!r} in it, which is not part of this pool; choose an empty folder, or empty it"
         )
     for number, start in enumerate(starts):
-        table = make_rows(seed, range(start, min(start + rows_per_file, rows)))
+        table = make_rows(seed, range(start, min(start + rows_per_file, rows)), task)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, **written(table.schema))
         place, data = folder.child(f"part-{number:05d}.parquet"), sink.getvalue().to_pybytes()
@@ -68,16 +79,16 @@ def write_pool(folder: Place, rows: int, seed: int, rows_per_file: int = 1000) -
     return len(starts)
 
 
-def make_rows(seed: int, numbers: Sequence[int]) -> pa.Table:
+def make_rows(seed: int, numbers: Sequence[int], task: Task = "stories") -> pa.Table:
     """These rows of the pool that the seed stands for."""
-    return pa.Table.from_pylist([_row(seed, number) for number in numbers], SCHEMA)
+    return pa.Table.from_pylist([_row(seed, number, _PROBLEMS[task]) for number in numbers], SCHEMA)
 
 
-def _row(seed: int, number: int) -> dict[str, Any]:
+def _row(seed: int, number: int, problem_from: Callable[[random.Random], _Problem]) -> dict[str, Any]:
     dice = random.Random(f"{seed}:{number}")
     # Some rows ask again what an earlier row asked, with traces of their own.
     asked = dice.randrange(number) if number and dice.random() < _REPEATED_QUESTION else number
-    problem = _Problem(random.Random(f"{seed}:{asked}:problem"))
+    problem = problem_from(random.Random(f"{seed}:{asked}:problem"))
     traces = [_trace(problem, dice) for _ in range(dice.choice((1, 1, 2, 2, 3, 4)))]
     verdicts = None if dice.random() < _NO_VERDICT else [trace["right"] for trace in traces]
     return {
@@ -98,26 +109,50 @@ def _row(seed: int, number: int) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
 class _Problem:
-    """A question with `steps` operations on whole numbers; more steps and larger numbers are harder."""
+    """A question whose answer is what is left of `start` after the operations."""
 
-    def __init__(self, dice: random.Random) -> None:
-        self.steps = dice.randint(1, 12)
-        largest = dice.choice((9, 99, 999, 9999))
-        self.start = dice.randint(2, largest)
-        self.operations = [(dice.choice("+-*"), dice.randint(2, max(3, largest // 3))) for _ in range(self.steps)]
-        self.kind = dice.choice(("Algebra", "Number Theory", "Combinatorics", "Geometry"))
-        self.answer = self.start
-        words = {"+": "adds {}", "-": "takes away {}", "*": "multiplies by {}"}
-        told = []
+    text: str
+    kind: str
+    start: int
+    operations: tuple[tuple[str, int], ...]
+
+    @property
+    def answer(self) -> int:
+        value = self.start
         for operation, operand in self.operations:
-            told.append(words[operation].format(operand))
-            self.answer = _apply(self.answer, operation, operand)
-        name = dice.choice(_NAMES)
-        self.text = (
-            f"{name} starts with the number ${self.start}$, then {', then '.join(told)}. "
-            f"What number does {name} have in the end?"
-        )
+            value = _apply(value, operation, operand)
+        return value
+
+
+def _story(dice: random.Random) -> _Problem:
+    """1 to 12 operations on whole numbers; more of them and larger numbers are harder."""
+    steps = dice.randint(1, 12)
+    largest = dice.choice((9, 99, 999, 9999))
+    start = dice.randint(2, largest)
+    operations = tuple((dice.choice("+-*"), dice.randint(2, max(3, largest // 3))) for _ in range(steps))
+    kind = dice.choice(("Algebra", "Number Theory", "Combinatorics", "Geometry"))
+    words = {"+": "adds {}", "-": "takes away {}", "*": "multiplies by {}"}
+    told = [words[operation].format(operand) for operation, operand in operations]
+    name = dice.choice(_NAMES)
+    text = (
+        f"{name} starts with the number ${start}$, then {', then '.join(told)}. "
+        f"What number does {name} have in the end?"
+    )
+    return _Problem(text, kind, start, operations)
+
+
+def _arithmetic(dice: random.Random) -> _Problem:
+    """One operation on numbers of one or two digits, in words whose length says nothing about it."""
+    start, operand = (dice.randint(2, dice.choice((9, 99))) for _ in range(2))
+    operation = dice.choice("+-*")
+    sign = {"+": "+", "-": "-", "*": "\\times"}[operation]
+    text = dice.choice(_ASKED).format(name=dice.choice(_NAMES), task=f"${start} {sign} {operand}$")
+    return _Problem(text, "Arithmetic", start, ((operation, operand),))
+
+
+_PROBLEMS: Mapping[Task, Callable[[random.Random], _Problem]] = {"stories": _story, "arithmetic": _arithmetic}
 
 
 def _apply(value: int, operation: str, operand: int) -> int:

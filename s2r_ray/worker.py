@@ -27,8 +27,8 @@ DETAIL_CHARACTERS = 200
 class SignalWorker:
     """Scores tables of subjects and writes what it scored to the store before it answers.
 
-    Runs as a Ray actor. A table has the columns `key`, `question` and, for signals that judge samples, `response`; the
-    answer is one row with what was done.
+    Runs as a Ray actor. A table has the columns `key`, `question` and, for signals that judge samples, `response`, for
+    those that judge problems `answer`; what comes back is one row with what was done.
     """
 
     def __init__(self, signal: Signal, store: ScoreStore, hang_seconds: float) -> None:
@@ -37,7 +37,7 @@ class SignalWorker:
         self._hang_seconds = hang_seconds
         self._name = uuid.uuid4().hex
         self._replaced = is_replacement()
-        self._noise_seen = False
+        self._noise_seen = bool(getattr(signal, "drawn", False))
         self._since = time.monotonic()
         with dies_when_hung(hang_seconds):
             signal.open()
@@ -173,8 +173,9 @@ def _on_grid(values: FloatArray) -> FloatArray:
 
 def _subjects(table: pa.Table) -> list[Subject]:
     keys, questions = table["key"].to_pylist(), table["question"].to_pylist()
-    responses = table["response"].to_pylist() if "response" in table.column_names else [None] * table.num_rows
-    return [Subject(*texts) for texts in zip(keys, questions, responses, strict=True)]
+    nothing = [None] * table.num_rows
+    further = (table[name].to_pylist() if name in table.column_names else nothing for name in ("response", "answer"))
+    return [Subject(*texts) for texts in zip(keys, questions, *further, strict=True)]
 
 
 def _joined(left: Scores, right: Scores, middle: int) -> Scores:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from s2r_ray.baselines import Baselines, baseline_folder
 from s2r_ray.candidates import Guards
 from s2r_ray.config import PoolSection
+from s2r_ray.filters import read_filter
 from s2r_ray.index import (
     QUESTIONS_SCHEMA,
     SCHEMA,
@@ -30,7 +32,7 @@ from s2r_ray.mapping import Mapping as Columns
 from s2r_ray.models import find_tokenizer
 from s2r_ray.noise import Noise, noise_place
 from s2r_ray.publish import RunRecord, new_run_id, publish
-from s2r_ray.ranking import parse_weights
+from s2r_ray.ranking import Better, parse_weights
 from s2r_ray.readers import Unit, plan_units, pool_files
 from s2r_ray.report.stored import StoredRun
 from s2r_ray.selection import NO_BASELINES, rank
@@ -41,6 +43,7 @@ from s2r_ray.tables import read_own, write_own
 from tests.fakes import HashJudge
 
 JUDGE = HashJudge()
+NO_SIGNALS: Mapping[str, Better] = {}
 _COLUMNS = {"id": "id", "question": ("q",), "traces": "a", "labels": {"source": "source"}}
 PLACE = ["pool", "file", "row", "generation"]
 
@@ -60,6 +63,8 @@ def made_run(
     noise: float | None = None,
     strata: Strata | None = None,
     baselines: Sequence[str] = (),
+    further: Mapping[str, Better] = NO_SIGNALS,
+    chosen: str = "",
 ) -> StoredRun:
     """A run over so many candidates in random order of rows, and a tenth as many left out.
 
@@ -67,6 +72,8 @@ def made_run(
         levels, longest: so many values of difficulty, and lengths up to this: small ones make ties.
         labels: of the units, in turn; so some have no such column.
         noise: of the judge, as if it had been measured.
+        further: signals that judge samples, with what is better in them; values are by name and length, with ties.
+        chosen: a filter.
     """
     rng = np.random.default_rng(seed)
     out = Place.of(folder)
@@ -81,6 +88,10 @@ def made_run(
         write_own(questions_place(out, key), questions)
         values = rng.integers(0, levels, questions.num_rows) / levels
         store.append(_scores(questions["question_key"].combine_chunks(), values, rng))
+        asked = table.filter(pc.is_null(table["reason"]))
+        for name in further:
+            own = further_store(out, name)
+            own.append(_scores(asked["sample_key"].combine_chunks(), _further_values(rng, name, asked)))
         found.append((unit, key))
     snapshot = Snapshot(tuple(f"/pool-{number}" for number in range(pools)), tuple(found))
     snapshot_place(out, snapshot.digest()).write_bytes(snapshot.to_json())
@@ -91,7 +102,23 @@ def made_run(
         )
     config = {"pools": [{"uri": uri} for uri in snapshot.pools]}
     weights = weights or {"difficulty": "0.25", "length": "0.75"}
-    return ranked_run(out, snapshot, budgets, weights, config, strata, Baselines(tuple(baselines)))
+    return ranked_run(out, snapshot, budgets, weights, config, strata, Baselines(tuple(baselines)), further, chosen)
+
+
+def further_store(out: Place, name: str) -> ScoreStore:
+    """The scores of a made-up signal of that name."""
+    return ScoreStore.at(out, name, fingerprint_digest(_fingerprint(name)), (), "sample")
+
+
+def _fingerprint(name: str) -> dict[str, Any]:
+    return {"signal": name, "fake": "made"}
+
+
+def _further_values(rng: np.random.Generator, name: str, rows: pa.Table) -> np.ndarray:
+    """Below and above zero, in steps of an eighth, the more like the length the shorter the name."""
+    length = rows["trace_tokens_unique"].to_numpy()
+    noise = rng.normal(size=len(length))
+    return np.round(8 * (noise - (length - length.mean()) / max(1, length.std()) / len(name))) / 8
 
 
 def pool_run(
@@ -124,13 +151,18 @@ def ranked_run(
     config: Mapping[str, Any],
     strata: Strata | None = None,
     baselines: Baselines = NO_BASELINES,
+    further: Mapping[str, Better] = NO_SIGNALS,
+    chosen: str = "",
 ) -> StoredRun:
     """Rank what is stored and publish it with this configuration beside the weights."""
     run_id = new_run_id()
     place = out.child("runs", run_id)
-    store = ScoreStore.at(out, JUDGE.name, fingerprint_digest(JUDGE.fingerprint()), JUDGE.extras)
-    parsed = parse_weights(weights, ["difficulty", "length"])
-    ranking = rank(out, snapshot, {JUDGE.name: store}, parsed, budgets, place, strata, baselines)
+    stores = {JUDGE.name: ScoreStore.at(out, JUDGE.name, fingerprint_digest(JUDGE.fingerprint()), JUDGE.extras)}
+    stores |= {name: further_store(out, name) for name in further}
+    better: dict[str, Better] = {"difficulty": "high", "length": "high", **further}
+    parsed = parse_weights(weights, list(better))
+    read = read_filter(chosen) if chosen else None
+    ranking = rank(out, snapshot, stores, parsed, budgets, place, strata, baselines, better, read)
     record = RunRecord(
         run_id=run_id,
         started="2026-11-21T12:00:00+00:00",
@@ -138,7 +170,8 @@ def ranked_run(
         pools=list(snapshot.pools),
         snapshot=snapshot.digest(),
         index={"tokenizer": "t", "fingerprints": []},
-        fingerprints={JUDGE.name: JUDGE.fingerprint()},
+        fingerprints={JUDGE.name: JUDGE.fingerprint(), **{name: _fingerprint(name) for name in further}},
+        subjects={JUDGE.name: "question", **dict.fromkeys(further, "sample")},
         counts={
             "indexed": ranking.indexed,
             "ranked": ranking.ranked,
@@ -152,6 +185,8 @@ def ranked_run(
         budgets=ranking.budgets,
         addressing_judge=ranking.addressing,
         weights=parsed.as_floats(),
+        filter=chosen,
+        better=better if further else {},
         strata={**strata.model_dump(), "groups": ranking.groups} if strata else None,
         baselines={name: baseline_folder(name) for name in baselines.names},
         seconds={"index": 2.0, "difficulty": 4.0, "difficulty_in_workers": 3.5, "difficulty_loading": 1.0, "rank": 0.5},
@@ -182,6 +217,9 @@ def _unit(
         "trace_characters": unique * 4,
         "rethinking_words": rng.integers(0, 5, total),
         "addresses_judge": rng.random(total) < 0.1,
+        "verified": rng.random(total) < 0.7,
+        "complete": pa.array(rng.random(total) < 0.8, mask=rng.random(total) < 0.1),
+        "finish_reason": rng.choice(["stop", "length"], total),
         "reason": pa.array(["unverified"] * total, mask=~left_out),
         "detail": pa.array(["no verdict"] * total, mask=~left_out),
     }
@@ -196,13 +234,15 @@ def _unit(
     return pa.table(arrays), pa.table(questions, QUESTIONS_SCHEMA)
 
 
-def _scores(keys: pa.Array, values: np.ndarray, rng: np.random.Generator) -> pa.Table:
-    faulty = rng.random(len(keys)) < 0.02
+def _scores(keys: pa.Array, values: np.ndarray, rng: np.random.Generator | None = None) -> pa.Table:
+    """With the dice, two rows in a hundred are faults, and there is a label mass."""
+    faulty = rng.random(len(keys)) < 0.02 if rng else np.zeros(len(keys), np.bool_)
+    extras = {"label_mass": pa.array(1 - rng.random(len(keys)) / 2, mask=faulty)} if rng else {}
     return pa.table(
         {
             "key": keys,
             "value": pa.array(values, mask=faulty),
-            "label_mass": pa.array(1 - rng.random(len(keys)) / 2, mask=faulty),
+            **extras,
             "status": np.where(faulty, "too_long", "ok"),
             "detail": pa.array(["9 tokens, at most 8" if bad else None for bad in faulty], pa.string()),
         }

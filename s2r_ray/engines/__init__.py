@@ -57,6 +57,25 @@ class TokenScores:
     ranks: IntArray
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: so many for each prompt, each of `max_tokens` at the most, ended by one of `stop`."""
+
+    count: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer: its token ids, without the one that ended it. `finished`: it ended by itself."""
+
+    ids: list[int]
+    finished: bool
+
+
 class Engine(Protocol):
     """Answers for batches of prompts (token ids). Results are in the order of the prompts.
 
@@ -80,6 +99,10 @@ class Engine(Protocol):
 
         The logits are float32 whatever the weights' type. Memory for them does not grow with a prompt's length.
         """
+        ...
+
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
+        """Answers drawn from a language model: `sampling.count` for each prompt, with a seed for each prompt."""
         ...
 
     def forget(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from s2r_ray.engines import EngineError, EngineSettings, FloatArray, TokenScores
+from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling, TokenScores
 
 _BATCH_TOKENS = 4096
 
@@ -57,6 +57,44 @@ class TransformersEngine:
     def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
         """See `engines.Engine`. One prompt at a time, in pieces that see the earlier ones through the cache."""
         return [self._token_scores(prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
+
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
+        """See `engines.Engine`. The same prompts in the same order get the same answers: a batch shares one seed."""
+        torch = _torch()
+        order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
+        answers: dict[int, list[Sampled]] = {}
+        for group in _groups(order, prompts, max(1, self._batch_tokens // sampling.count)):
+            width = max(len(prompts[position]) for position in group)
+            ids = torch.zeros((len(group), width), dtype=torch.long)
+            mask = torch.zeros((len(group), width), dtype=torch.long)
+            for line, position in enumerate(group):  # padded on the left: what is drawn follows the last column
+                ids[line, width - len(prompts[position]) :] = torch.tensor(list(prompts[position]))
+                mask[line, width - len(prompts[position]) :] = 1
+            drawn = self._draw(ids, mask, sampling, seeds[group[0]])
+            for line, position in enumerate(group):
+                rows = drawn[line * sampling.count : (line + 1) * sampling.count]
+                answers[position] = [_ended(row, sampling.stop) for row in rows]
+        return [answers[position] for position in range(len(prompts))]
+
+    def _draw(self, ids: Any, mask: Any, sampling: Sampling, seed: int) -> list[list[int]]:
+        """Token ids of each answer, those of one prompt together."""
+        torch = _torch()
+        torch.manual_seed(seed)
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        with torch.inference_mode():
+            found = self._model.generate(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                num_return_sequences=sampling.count,
+                max_new_tokens=sampling.max_tokens,
+                eos_token_id=list(sampling.stop),
+                pad_token_id=sampling.stop[0],
+                **how,
+            )
+        rows: list[list[int]] = found[:, ids.shape[1] :].tolist()
+        return rows
 
     def forget(self) -> None:
         """See `engines.Engine`. Nothing is cached."""
@@ -119,6 +157,12 @@ def _compute_in_float32(head: Any) -> None:
         return linear(hidden.float(), head.weight.float(), bias)
 
     head.forward = forward
+
+
+def _ended(ids: Sequence[int], stop: Sequence[int]) -> Sampled:
+    """An answer up to the token that ends it."""
+    end = next((place for place, token in enumerate(ids) if token in stop), None)
+    return Sampled(list(ids[:end]), end is not None)
 
 
 def _groups(order: Sequence[int], prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:

@@ -25,6 +25,27 @@ Threshold = Annotated[
 ]
 
 
+@app.command()
+@configured("out", "pool", "preset", "label", "base_model", "rollouts", "questions", "max_bad_files", "verbose")
+def rollouts(settings: Config, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Let a base model solve the pool's problems, and write its pass rates as labels for `train`."""
+    from s2r_ray.judge.rollouts import roll_out, summary
+    from s2r_ray.progress import Progress
+
+    done = roll_out(settings, Progress(quiet=quiet))
+    if as_json:
+        print_json(summary(done))
+        return
+    graded = done.status.get("ok", 0)
+    sys.stdout.write(f"{done.problems:,} problems, {graded:,} with a pass rate: {done.labels.uri}\n")
+    if done.mean_pass_rate is not None:
+        never, always = done.never / graded, done.always / graded
+        sys.stdout.write(f"mean {done.mean_pass_rate:.3f}; never solved {never:.1%}, always solved {always:.1%}\n")
+    for status, count in sorted(done.status.items()):
+        if status != "ok":
+            sys.stdout.write(f"{status}: {count:,} (see the column detail)\n")
+
+
 @app.command("eval")
 @configured(*JUDGING)
 def evaluate(

@@ -50,6 +50,13 @@ PAPER_PROMPT = JudgePrompt(
 """The prompt of Select2Reason's published selection script (arXiv 2505.17266)."""
 
 
+SOLVE_PROMPT = JudgePrompt(
+    system="",
+    user="{question}\n\nReason step by step, and put the final answer in \\boxed{}.",
+)
+"""What a base model is asked whose solutions are graded. The paper's words are not known; these are this project's."""
+
+
 class QuestionEncoder:
     """Encodes questions into prompts of a chat model.
 

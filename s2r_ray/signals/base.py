@@ -24,10 +24,11 @@ class Status(StrEnum):
     OK = "ok"
     NO_ANSWER = "no_answer"
     TOO_LONG = "too_long"
+    UNGRADABLE = "ungradable"
     FAILED = "failed"
 
 
-SubjectKind = Literal["question", "sample"]
+SubjectKind = Literal["question", "sample", "problem"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Subject:
     """One thing to judge. `key` is its 16-byte content key.
 
     `response` is all that a student would learn to write: the trace, between its marks, and the answer. It is None for
-    signals that judge questions.
+    signals that judge questions. `answer` is the reference answer, for signals that judge problems and where there is
+    one.
     """
 
     key: bytes
     question: str
     response: str | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,14 @@ class Resources:
 class Signal(Protocol):
     """Scores subjects. Instances are pickled to workers before `open`, so they hold settings only until then.
 
-    `subject` says what is judged once: each distinct question, or each distinct sample, which is a question with its
-    response. The value goes into a column called as the signal; `extras` names the further columns. `ranked` are those
-    of them all that weights and filters may name, each with what is better; a configuration may say otherwise. `fatal`
-    are the exception types after which the worker is not fit to go on. A signal that keeps anything of earlier
-    batches also has `forget()`, which drops it: what is judged after that is judged anew (see noise.py). One that needs
-    more of a node than `resources` says also has `check_node()`: it runs on every node that may get a worker, before
-    any work, and raises an S2RError where a worker could not run.
+    `subject` says what is judged once: each distinct question, each distinct sample, which is a question with its
+    response, or each distinct problem, which is a question with its reference answer. The value goes into a column
+    called as the signal; `extras` names the further columns. `ranked` are those of them all that weights and filters
+    may name, each with what is better; a configuration may say otherwise. `fatal` are the exception types after which
+    the worker is not fit to go on. A signal that keeps anything of earlier batches also has `forget()`, which drops it:
+    what is judged after that is judged anew (see noise.py); one whose values are drawn by lot has `drawn`, True, and no
+    noise is measured. One that needs more of a node than `resources` says also has `check_node()`: it runs on every
+    node that may get a worker, before any work, and raises an S2RError where a worker could not run.
     """
 
     name: str

@@ -45,6 +45,7 @@ def run(questions: int = 5000, seed: int = 0, repeats: int = 3, batch: int = 512
     parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(labels))
 
     def judged(by: Difficulty, given: Sequence[Subject] = subjects) -> np.ndarray:
+        by.forget()  # questions are distinct: none is in the engine's cache of prompts
         tables = []
         for start in range(0, len(given), batch):
             part = given[start : start + batch]
@@ -52,6 +53,7 @@ def run(questions: int = 5000, seed: int = 0, repeats: int = 3, batch: int = 512
         return np.concatenate(tables)
 
     def bare() -> np.ndarray:
+        engine.forget()
         outputs: list[Any] = engine._llm.generate(prompts, parameters, use_tqdm=False)
         one = np.array([np.exp(output.outputs[0].logprobs[0][labels[1]].logprob) for output in outputs])
         zero = np.array([np.exp(output.outputs[0].logprobs[0][labels[0]].logprob) for output in outputs])

@@ -71,7 +71,32 @@ def test_a_good_trace() -> None:
         trace_characters=len("\na wait\n\nc\n\na wait\n"),
         rethinking_words=1,
         addresses_judge=False,
+        verified=True,
+        complete=True,
+        finish_reason="stop",
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "flag", "text"),
+    [
+        (True, True, "True"),
+        (False, False, "False"),
+        (None, None, None),
+        (1, False, "1"),
+        ("true", False, "true"),
+        ("a\x1b[31m\n", False, "a\\x1b[31m\\n"),
+        ("\ud800", False, "\\ud800"),
+        (float("nan"), False, None),
+        ({"a": [1]}, False, "{'a': [1]}"),
+    ],
+)
+def test_what_the_pool_says_of_a_trace(value: Any, flag: bool | None, text: str | None) -> None:
+    """Catches: a flag that filters take as set though the guard would not, a text that no index can hold."""
+    (entry,) = enter(good("Q", "a trace", v=[value], c=[value], f=[value]), guards=OPEN)
+    assert (entry.verified, entry.complete, entry.finish_reason) == (flag, flag, text)
+    (entry,) = enter({"q": "Q", "t": "a trace"}, mapping=BARE)
+    assert (entry.verified, entry.complete, entry.finish_reason) == (None, None, None)
 
 
 @pytest.mark.parametrize(
