@@ -23,9 +23,9 @@ def presets() -> list[str]:
 
 def weights() -> list[str]:
     """Signals, each with the sign that a weight follows."""
-    from s2r_ray.signals import INDEX_SIGNALS, SIGNALS
+    from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS
 
-    return [f"{name}=" for name in (*SIGNALS, *INDEX_SIGNALS)]
+    return [f"{name}=" for name in (*SIGNALS, *FURTHER, *INDEX_SIGNALS)]
 
 
 def baselines() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
@@ -264,6 +265,50 @@ class RethinkingSection(_Section):
         return tuple(word.lower() for word in value)
 
 
+class InfluenceSection(_Section):
+    """The signal `influence`: what training on a sample did to validation questions. Costs GPU hours.
+
+    Of `student` it takes `dtype`, `max_tokens`, `batch` and `trust_remote_code`.
+    """
+
+    model: str = Field("", description="The student after it was tuned on the pool: folder, s3:// prefix or hub id")
+    revision: str | None = Field(None, description="Hub revision; part of the fingerprint")
+    fixed: str = Field("", description="File of validation questions that tuning fixed, with right responses")
+    broke: str = Field("", description="File of validation questions that tuning broke, with right responses")
+    question_column: str = Field("question", description="Column of the questions in both files")
+    response_column: str = Field("response", description="Column of the responses in both files")
+    overlap: Literal["refuse", "allow"] = Field(
+        "refuse", description="What to do if validation questions are in the pool, too"
+    )
+    modules: str = Field(
+        r"\.\d+\.", description="Regular expression: linear layers with it in their names; default: those of the blocks"
+    )
+    loss: Literal["sum", "mean"] = Field(
+        "sum", description="Of a sample, over its response's tokens; sum: tokens weigh alike; mean: samples do"
+    )
+    strategy: Literal["ekfac", "kfac", "diagonal", "identity"] = Field(
+        "ekfac", description="How the curvature is approximated; identity leaves it out"
+    )
+    samples: int = Field(2000, ge=1, description="Samples of the pool, drawn by lot, that the curvature is fitted on")
+    damping: float | None = Field(
+        None, ge=0, description="Added to the curvature's eigenvalues; null: a tenth of their mean in each layer"
+    )
+    partitions: int = Field(1, ge=1, description="Fit the layers in so many passes, each with less GPU memory")
+    limit: int = Field(10_000, ge=1, description="Most samples that a run may judge; more are refused, with the cost")
+    teraflops: float = Field(
+        100.0, gt=0, description="What one worker sustains, in 10^12 operations a second, for the cost that is told"
+    )
+
+    @field_validator("modules")
+    @classmethod
+    def _regular_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        return value
+
+
 class Config(_Section):
     """A whole run."""
 
@@ -285,6 +330,7 @@ class Config(_Section):
     student: StudentSection = StudentSection.model_validate({})
     rethinking: RethinkingSection = RethinkingSection.model_validate({})
     rollouts: RolloutsSection = RolloutsSection.model_validate({})
+    influence: InfluenceSection = InfluenceSection.model_validate({})
     weights: dict[str, str] = Field(
         default_factory=lambda: dict(DEFAULT_WEIGHTS),
         description="Weight of each signal's rank; signals that are not named weigh 0",

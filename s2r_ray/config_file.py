@@ -92,8 +92,16 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    number = yaml.safe_load(value) if isinstance(value, str) else None
+    number = _parsed(value) if isinstance(value, str) else None
     return number if isinstance(number, int | float) and str(number) == value else value
+
+
+def _parsed(text: str) -> Any:
+    """What YAML makes of text without quotes; None where it cannot stand so."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _indented(lines: Iterable[str], by: str) -> list[str]:

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 
 from s2r_ray.candidates import Reason
 from s2r_ray.errors import UsageError
+from s2r_ray.filters import read_filter
 from s2r_ray.groups import label_codes
 from s2r_ray.near_cutoff import rows_within_noise
 from s2r_ray.noise import Noise, noise_of
@@ -227,7 +228,7 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "weights": record["weights"],
-        "what is better": record.get("better") or dict.fromkeys(record["weights"], "high"),
+        "what is better": _better(record) or "high values",
         "filter": record.get("filter") or "none",
         "strata": _strata(record) or "none",
         "budgets": sorted(record["budgets"], key=float),
@@ -240,6 +241,15 @@ def _explaining(record: dict[str, Any]) -> dict[str, Any]:
         **judges,
         "s2r_ray": record["versions"].get("s2r_ray"),
     }
+
+
+def _better(record: dict[str, Any]) -> dict[str, str]:
+    """The columns of which low values are better, of those that have a weight or that the filter names; a record from
+    before there were any has none."""
+    named = {name for name, weight in record["weights"].items() if weight}
+    if record.get("filter"):
+        named.update(read_filter(record["filter"]).columns)
+    return {name: side for name, side in record.get("better", {}).items() if name in named and side == "low"}
 
 
 def _strata(record: dict[str, Any]) -> dict[str, Any]:

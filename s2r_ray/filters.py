@@ -236,14 +236,14 @@ def _operand(text: str, node: ast.expr) -> Name | Constant:
         case ast.Constant(value=str(value)):
             value.encode()  # a lone surrogate is a ValueError, as it is outside of quotes
             return Constant(value, at)
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+        case ast.Constant(value=bool()):
+            raise _refused(text, at, "a flag is not compared: write it alone, such as `verified` or `not verified`")
+        case ast.Constant(value=int() | float() as value):
             return Constant(_number(text, value, at), at)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as value)) if (
             not isinstance(value, bool)
         ):
             return Constant(_number(text, -value if isinstance(node.op, ast.USub) else value, at), at)
-        case ast.Constant(value=bool()):
-            raise _refused(text, at, "a flag is not compared: write it alone, such as `verified` or `not verified`")
     raise _refused(text, at, f"found {one_line(ast.unparse(node), 40)}; a filter has {_KNOWN}, and nothing else")
 
 

@@ -99,6 +99,19 @@ def _distinct(keys_of_units: Iterable[pa.ChunkedArray]) -> Distinct:
     return Distinct(found.distinct, found.first(), np.array(starts))
 
 
+def pending_tokens(out: Place, snapshot: Snapshot, pending: Pending) -> int:
+    """Tokens of questions and responses of pending samples, of the run's tokenizer. Reads lengths only."""
+    columns = ["question_tokens", "response_tokens", "reason"]
+    places = (candidates_place(out, key) for _, key in snapshot.units)
+    total = 0
+    for unit, table in enumerate(read_ahead(partial(read_own, columns=columns), places)):
+        low, high = np.searchsorted(pending.places, pending.starts[unit : unit + 2])
+        rows = pa.array(pending.places[low:high] - pending.starts[unit])
+        lengths = table.filter(pc.is_null(table["reason"])).take(rows)
+        total += sum(pc.sum(lengths[name]).as_py() or 0 for name in columns[:2])
+    return total
+
+
 def work_items(
     snapshot: Snapshot, pending: Pending, batch: int, workers: int, *, with_files: bool = False
 ) -> list[dict[str, Any]]:

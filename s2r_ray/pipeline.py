@@ -40,6 +40,7 @@ from s2r_ray.models import EMBEDDED, find_tokenizer
 from s2r_ray.pending import Distinct, Pending, find_distinct
 from s2r_ray.pool_rows import RunPool
 from s2r_ray.preflight import check_cluster, cpus_at_once
+from s2r_ray.preparation import announced, prepare_signal
 from s2r_ray.printable import one_line
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord, new_run_id, now, publish, recorded_config
@@ -620,11 +621,14 @@ def _judge(
         told = told if pending.distinct else f"no trace passed the guards, so there is no {signal.subject} to judge"
         progress.say(f"{signal.name}: {told}")
         return
+    for said in announced(plan.out, snapshot, signal, pending):
+        progress.say(f"{signal.name}: {said}")
     cluster = ray.cluster
     if not plan.fresh:  # otherwise it was checked before the first file was read
         _check_cluster(plan, cluster, plan.out, progress)
     resources, custom = signal.resources(cluster.total("GPU")), plan.config.workers.index_resources
     pools = [RunPool(name, pool.root, pool.mapping) for name, pool in zip(plan.pool_uris, plan.pools, strict=True)]
+    prepare_signal(plan.out, snapshot, signal, asked, pools, resources, custom, progress)
     judged = score_missing(plan.out, snapshot, signal, store, asked, pending, pools, resources, custom, progress)
     total.join(judged)
     done.troubles.requests_repeated += judged.repeated
@@ -708,4 +712,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
             f"{signal.name}_to_judge": None if fresh else len(pending),
             f"{signal.name}_judged_before": pending.distinct - len(pending),
         }
+        if not fresh and len(pending):
+            told = announced(plan.out, indexed, signal, pending)
+            summary |= {f"{signal.name}_cost": " ".join(told)} if told else {}
     return summary

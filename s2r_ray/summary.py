@@ -18,10 +18,11 @@ from s2r_ray.storage import Place
 from s2r_ray.tables import open_parquet, use_threads
 
 _ROWS = 10
+_MOST_RANKS = 3
 _DIFF_ROWS = 20
 _MOST_WIDTH = 110
 _SHOWN_CHARACTERS = 34
-_NOT_SHOWN = {"pool", "file", "row", "generation", "question_key", "label_mass", "trace_tokens"}
+_SHOWN = {"position", "sample_id", "stratum", "trace_tokens_unique", "rank_joint"}
 _TITLES = {"position": "#", "sample_id": "sample", "trace_tokens_unique": "unique tokens", "rank_joint": "joint"}
 
 
@@ -52,7 +53,7 @@ def top_table(record: RunRecord, place: Place) -> str:
     largest = max(record.budgets, key=lambda budget: record.budgets[budget])
     manifest = manifest_place(place, largest)
     with open_parquet(manifest) as file:
-        columns = [name for name in file.schema_arrow.names if name not in _NOT_SHOWN]
+        columns = _shown_columns(record, file.schema_arrow.names)
         batches = file.iter_batches(_ROWS, columns=columns, use_threads=use_threads(manifest, file))
         rows = next(batches).to_pylist()
     table = Table(box=None, pad_edge=False)
@@ -63,7 +64,7 @@ def top_table(record: RunRecord, place: Place) -> str:
         else:
             table.add_column(title, justify="right", min_width=max(map(len, title.split())))
     for row in rows:
-        shown = (_shown(row[name]) for name in columns)
+        shown = (_shown(row[name], 1 if name.startswith("rank_") else 4) for name in columns)
         table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in shown))  # an id is no markup
     sink = io.StringIO()
     console = Console(file=sink, width=_width())
@@ -82,11 +83,19 @@ def _width() -> int:
     return min(_MOST_WIDTH, shutil.get_terminal_size((_MOST_WIDTH, 0)).columns)
 
 
-def _shown(value: Any) -> str:
+def _shown_columns(record: RunRecord, there: Sequence[str]) -> list[str]:
+    """Those of a manifest that a terminal has room for: of signals those with a weight, and their ranks where these are
+    few."""
+    weighted = [name for name, weight in record.weights.items() if weight]
+    ranks = [f"rank_{name}" for name in weighted] if len(weighted) <= _MOST_RANKS else []
+    return [name for name in there if name in {*_SHOWN, *weighted, *ranks}]
+
+
+def _shown(value: Any, decimals: int) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4f}" if value < 1 else f"{value:,.1f}"
+        return f"{value:.{decimals}f}" if abs(value) < 100 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else one_line(str(value))
 
 
@@ -152,7 +161,7 @@ def _head(diff: Diff) -> list[tuple[str, ...]]:
     ]
     lines.append(("ranked, left out", *(f"{r['counts']['ranked']:,}, {r['counts']['excluded']:,}" for r in sides)))
     lines.append(("files read", *(_share(r["counts"], "files_read", "files") for r in sides)))
-    for signal in diff.noise:
+    for signal in diff.after["fingerprints"]:
         name = f"{signal}_judged"
         whole = f"{diff.after.get('subjects', {}).get(signal, 'question')}s"
         lines.append((name.replace("_", " "), *(_share(r["counts"], name, whole) for r in sides)))

@@ -144,8 +144,8 @@ def _story(dice: random.Random) -> _Problem:
 
 
 def _arithmetic(dice: random.Random) -> _Problem:
-    """One operation on numbers of one or two digits, in words whose length says nothing about it."""
-    start, operand = (dice.randint(2, dice.choice((9, 99))) for _ in range(2))
+    """One operation on numbers of one digit, in words whose length says nothing about it."""
+    start, operand = (dice.randint(2, dice.choice((3, 9))) for _ in range(2))
     operation = dice.choice("+-*")
     sign = {"+": "+", "-": "-", "*": "\\times"}[operation]
     text = dice.choice(_ASKED).format(name=dice.choice(_NAMES), task=f"${start} {sign} {operand}$")

@@ -53,7 +53,7 @@ class SignalWorker:
         """
         self._spent("idle")
         started = time.monotonic()
-        subjects = _subjects(table)
+        subjects = subjects_of(table)
         repeated = sum(table["repeated"].to_pylist()) if "repeated" in table.column_names else 0
         try:
             with dies_when_hung(self._hang_seconds):
@@ -171,7 +171,8 @@ def _on_grid(values: FloatArray) -> FloatArray:
     return rounded
 
 
-def _subjects(table: pa.Table) -> list[Subject]:
+def subjects_of(table: pa.Table) -> list[Subject]:
+    """The rows of a table that a loader gave (see subjects.py), in its order."""
     keys, questions = table["key"].to_pylist(), table["question"].to_pylist()
     nothing = [None] * table.num_rows
     further = (table[name].to_pylist() if name in table.column_names else nothing for name in ("response", "answer"))

@@ -66,3 +66,14 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.fakes import write_judge
 
     return write_judge(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch works in one thread: more would only wait for one another over matrices as small as those of tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,35 @@ class HashJudge:
         return hashlib.sha256(question.encode()).digest()[1] % 20 == 0
 
 
+@dataclass(frozen=True)
+class DrawnJudge(HashJudge):
+    """A signal that must see some of the pool first: 1 for questions that it has seen, else 0.
+
+    What it has seen it leaves in a file, whose name does not depend on the pool.
+    """
+
+    file: str = ""
+    wanted: int = 10
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Signal`."""
+        return {"signal": self.name, "fake": "drawn", "wanted": self.wanted}
+
+    def to_prepare(self) -> int:
+        """See `Signal`."""
+        return 0 if Path(self.file).exists() else self.wanted
+
+    def prepare(self, drawn: Sequence[Subject]) -> list[str]:
+        """See `Signal`."""
+        Path(self.file).write_text(json.dumps([subject.question for subject in drawn]))
+        return [f"saw {len(drawn)} of them"]
+
+    def score(self, batch: Sequence[Subject]) -> Scores:
+        """See `Signal`."""
+        seen = json.loads(Path(self.file).read_text())
+        return Scores(np.array([float(s.question in seen) for s in batch]), {"label_mass": np.ones(len(batch))})
+
+
 def write_tokenizer(folder: Path) -> Path:
     """A byte-level BPE tokenizer of some hundred tokens with a chat template; "0" and "1" are one token each."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -111,3 +141,14 @@ def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, wid
     )
     Qwen2ForCausalLM(config).save_pretrained(str(folder))
     return folder
+
+
+def write_validation_sets(folder: Path) -> dict[str, str]:
+    """Two files of questions with right responses, and wrong ones beside; what the configuration calls them."""
+    for name, sign in (("fixed", "+"), ("broke", "-")):
+        rows = [
+            {"question": f"{n} {sign} 1 = ?", "response": str(n + 1 if sign == "+" else n - 1), "wrong": "7"}
+            for n in range(20, 23)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return {name: str(folder / f"{name}.jsonl") for name in ("fixed", "broke")}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from s2r_ray.baselines import Baselines, baseline_folder
 from s2r_ray.candidates import Guards
-from s2r_ray.config import PoolSection
+from s2r_ray.config import Config, PoolSection
 from s2r_ray.filters import read_filter
 from s2r_ray.index import (
     QUESTIONS_SCHEMA,
@@ -31,7 +31,7 @@ from s2r_ray.index import (
 from s2r_ray.mapping import Mapping as Columns
 from s2r_ray.models import find_tokenizer
 from s2r_ray.noise import Noise, noise_place
-from s2r_ray.publish import RunRecord, new_run_id, publish
+from s2r_ray.publish import RunRecord, new_run_id, publish, recorded_config
 from s2r_ray.ranking import Better, parse_weights
 from s2r_ray.readers import Unit, plan_units, pool_files
 from s2r_ray.report.stored import StoredRun
@@ -100,17 +100,18 @@ def made_run(
         noise_place(store).write_bytes(
             f'{{"pairs": 64, "largest": {measured.largest}, "rms": {measured.rms}}}'.encode()
         )
-    config = {"pools": [{"uri": uri} for uri in snapshot.pools]}
+    config = recorded_config(Config()) | {"pools": [{"uri": uri} for uri in snapshot.pools]}
     weights = weights or {"difficulty": "0.25", "length": "0.75"}
     return ranked_run(out, snapshot, budgets, weights, config, strata, Baselines(tuple(baselines)), further, chosen)
 
 
 def further_store(out: Place, name: str) -> ScoreStore:
     """The scores of a made-up signal of that name."""
-    return ScoreStore.at(out, name, fingerprint_digest(_fingerprint(name)), (), "sample")
+    return ScoreStore.at(out, name, fingerprint_digest(further_fingerprint(name)), (), "sample")
 
 
-def _fingerprint(name: str) -> dict[str, Any]:
+def further_fingerprint(name: str) -> dict[str, Any]:
+    """What stands for all that could change its values."""
     return {"signal": name, "fake": "made"}
 
 
@@ -166,11 +167,11 @@ def ranked_run(
     record = RunRecord(
         run_id=run_id,
         started="2026-11-21T12:00:00+00:00",
-        config={"weights": dict(weights), **config},
+        config={**config, "weights": dict(weights)},
         pools=list(snapshot.pools),
         snapshot=snapshot.digest(),
         index={"tokenizer": "t", "fingerprints": []},
-        fingerprints={JUDGE.name: JUDGE.fingerprint(), **{name: _fingerprint(name) for name in further}},
+        fingerprints={JUDGE.name: JUDGE.fingerprint(), **{name: further_fingerprint(name) for name in further}},
         subjects={JUDGE.name: "question", **dict.fromkeys(further, "sample")},
         counts={
             "indexed": ranking.indexed,

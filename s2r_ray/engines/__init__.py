@@ -94,15 +94,15 @@ class Engine(Protocol):
         """The classification head's one logit: float64[len(prompts)]."""
         ...
 
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
+        """Answers drawn from a language model: `sampling.count` for each prompt, with a seed for each prompt."""
+        ...
+
     def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
         """Of each prompt's tokens from its start on, which is at least 1: one result per prompt.
 
         The logits are float32 whatever the weights' type. Memory for them does not grow with a prompt's length.
         """
-        ...
-
-    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
-        """Answers drawn from a language model: `sampling.count` for each prompt, with a seed for each prompt."""
         ...
 
     def forget(self) -> None:

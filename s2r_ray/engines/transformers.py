@@ -54,10 +54,6 @@ class TransformersEngine:
         """See `engines.Engine`."""
         return self._forward(prompts, lambda logits: logits[:, :1]).reshape(-1)
 
-    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
-        """See `engines.Engine`. One prompt at a time, in pieces that see the earlier ones through the cache."""
-        return [self._token_scores(prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
-
     def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
         """See `engines.Engine`. The same prompts in the same order get the same answers: a batch shares one seed."""
         torch = _torch()
@@ -95,6 +91,10 @@ class TransformersEngine:
             )
         rows: list[list[int]] = found[:, ids.shape[1] :].tolist()
         return rows
+
+    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
+        """See `engines.Engine`. One prompt at a time, in pieces that see the earlier ones through the cache."""
+        return [self._token_scores(prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
 
     def forget(self) -> None:
         """See `engines.Engine`. Nothing is cached."""
@@ -147,6 +147,12 @@ class TransformersEngine:
         return head(hidden).float()
 
 
+def _ended(ids: Sequence[int], stop: Sequence[int]) -> Sampled:
+    """An answer up to the token that ends it."""
+    end = next((place for place, token in enumerate(ids) if token in stop), None)
+    return Sampled(list(ids[:end]), end is not None)
+
+
 def _compute_in_float32(head: Any) -> None:
     """Have a linear layer compute in float32 whatever its weights are. Logits of bfloat16 have 8 bits: near a large
     one many tokens would be equally likely."""
@@ -157,12 +163,6 @@ def _compute_in_float32(head: Any) -> None:
         return linear(hidden.float(), head.weight.float(), bias)
 
     head.forward = forward
-
-
-def _ended(ids: Sequence[int], stop: Sequence[int]) -> Sampled:
-    """An answer up to the token that ends it."""
-    end = next((place for place, token in enumerate(ids) if token in stop), None)
-    return Sampled(list(ids[:end]), end is not None)
 
 
 def _groups(order: Sequence[int], prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:

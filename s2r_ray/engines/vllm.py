@@ -109,24 +109,6 @@ class VllmEngine:
             )
         return np.array([float(output.outputs.data.reshape(-1)[0]) for output in outputs], np.float64)
 
-    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
-        """See `engines.Engine`."""
-        from vllm import SamplingParams
-
-        parameters = SamplingParams(
-            max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0, flat_logprobs=True
-        )
-        with _fatal(f"the {self._role} failed"):
-            outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
-        scores = []
-        for output, prompt, start in zip(outputs, prompts, starts, strict=True):
-            found: Any = output.prompt_logprobs  # of all tokens but the first
-            if found is None or len(found.logprobs) != len(prompt) - 1:
-                raise EngineError(f"the {self._role} failed: vLLM left out some of a prompt's tokens")
-            logprobs = np.array(found.logprobs[start - 1 :], np.float64)
-            scores.append(TokenScores(logprobs, np.array(found.ranks[start - 1 :], np.int64)))
-        return scores
-
     def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[list[Sampled]]:
         """See `engines.Engine`. vLLM gives the i-th answer to a prompt the seed + i."""
         from vllm import SamplingParams
@@ -144,6 +126,24 @@ class VllmEngine:
             outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
         stop = set(sampling.stop)
         return [[_sampled(answer, stop) for answer in output.outputs] for output in outputs]
+
+    def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
+        """See `engines.Engine`."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0, flat_logprobs=True
+        )
+        with _fatal(f"the {self._role} failed"):
+            outputs = self._llm.generate(_tokens(prompts), parameters, use_tqdm=False)
+        scores = []
+        for output, prompt, start in zip(outputs, prompts, starts, strict=True):
+            found: Any = output.prompt_logprobs  # of all tokens but the first
+            if found is None or len(found.logprobs) != len(prompt) - 1:
+                raise EngineError(f"the {self._role} failed: vLLM left out some of a prompt's tokens")
+            logprobs = np.array(found.logprobs[start - 1 :], np.float64)
+            scores.append(TokenScores(logprobs, np.array(found.ranks[start - 1 :], np.int64)))
+        return scores
 
     def forget(self) -> None:
         """See `engines.Engine`."""

@@ -181,6 +181,31 @@ def evaluate(
     }
 
 
+def calibration(scores: FloatArray, outcomes: FloatArray, bins: int = 10) -> dict[str, Any]:
+    """How far scores are from what they state, [n] each, 0..1.
+
+    Returns:
+        `table`: for each of the bins of equal width that has any, its `from`, `to`, `n`, `mean_score` and
+        `mean_outcome`; `error`: the expected calibration error, which is the mean of |mean score - mean outcome| over
+        the bins, weighted by their n (Naeini, Cooper and Hauskrecht 2015; outcomes may be shares, not only 0 and 1).
+    """
+    place = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    table = []
+    for number in np.unique(place).tolist():
+        here = place == number
+        means = {"mean_score": float(scores[here].mean()), "mean_outcome": float(outcomes[here].mean())}
+        table.append({"from": number / bins, "to": (number + 1) / bins, "n": int(here.sum()), **means})
+    gaps = [line["n"] * abs(line["mean_score"] - line["mean_outcome"]) for line in table]
+    return {"table": table, "error": sum(gaps) / len(scores)}
+
+
+def outcomes(labels: FloatArray, threshold: float | None) -> FloatArray | None:
+    """What scores of 0..1 state: whether a label reaches the threshold, else the labels, if they are shares; [n]."""
+    if threshold is not None:
+        return (labels >= threshold).astype(np.float64)
+    return labels if labels.min() >= 0 and labels.max() <= 1 else None
+
+
 def question_chars(examples: Examples) -> FloatArray:
     """[n] question lengths in characters."""
     return np.array([len(question) for question in examples.questions], dtype=np.float64)

@@ -2,7 +2,7 @@
 
 From labelled questions alone: a byte-level BPE tokenizer is made from their text, a Qwen2-shaped model is
 initialised, and the cross-entropy of the answer token against the scaled label is minimised over the whole
-vocabulary, so that the label mass p("0") + p("1") goes to 1 by itself. Or fine-tune a checkpoint (`base`).
+vocabulary, so that the label mass p("0") + p("1") goes to 1 by itself. A checkpoint is fine-tuned in tune.py.
 
 What makes so small a model generalise from some ten thousand questions:
 
@@ -25,13 +25,12 @@ import itertools
 import json
 import math
 import shlex
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,6 +61,17 @@ _OPTIONS = ("epochs", "learning_rate", "seed", "threads", "holdout_fraction")
 _BAG_SCALE, _BAG_READ, _BAG_REST = 0.05, 0.1, 0.05
 
 
+class Split(Protocol):
+    """What says which questions are held out."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def holdout_fraction(self) -> float: ...
+    @property
+    def holdout_values(self) -> tuple[str, ...]: ...
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Every setting of a training. The defaults are the recipe of the judge that ships in the package.
@@ -70,7 +80,6 @@ class TrainConfig:
         label_range: labels that become 0 and 1, others linearly and clipped; None: the smallest and largest found.
         holdout_fraction: share of the questions, drawn at random, that only choose the epoch.
         holdout_values: groups to hold out instead (such as whole subjects); needs examples with groups.
-        base: checkpoint folder to fine-tune; None trains tokenizer and model from scratch.
         vocabulary, width, layers, feed_forward, heads, head_width: the model's shape from scratch.
         learning_rate: peak, after `warmup` (share of all steps); cosine down to `final_rate` of it.
         embedding_rate: times `learning_rate`, for the (tied) embedding; `embedding_eps` its Adam epsilon.
@@ -78,7 +87,7 @@ class TrainConfig:
         teacher_sharpness, teacher_penalty: of the kernel and of the ridge regression (`fit_kernel`).
         teacher_rows: most questions that one teacher is fitted on, as memory is limited; more are dealt among several.
         refit: train the weights that are saved on all questions, held-out ones too, for the epochs these chose. The
-            figures stay those of the first training. Not with `base`.
+            figures stay those of the first training.
         start_penalty: ridge penalty of the linear model that a new model starts as; 0 starts from random weights.
         token_dropout: mean share of a question's tokens that are masked; per question uniform in 0..2x this.
         embedding_dropout, output_dropout: of the input embeddings, and of the state that gives the answer.
@@ -95,7 +104,6 @@ class TrainConfig:
     threshold: float | None = 4.0
     holdout_fraction: float = 0.05
     holdout_values: tuple[str, ...] = ()
-    base: str | None = None
     vocabulary: int = 8192
     width: int = 128
     layers: int = 2
@@ -168,7 +176,7 @@ def train_judge(examples: Examples, out_dir: Path, config: TrainConfig, progress
     The same examples, config and number of threads give the same weights, as far as torch's kernels do.
 
     Raises:
-        UsageError: too few examples, an unknown group, labels that are all equal, or an unusable base.
+        UsageError: too few examples, an unknown group, or labels that are all equal.
     """
     import torch
 
@@ -178,10 +186,7 @@ def train_judge(examples: Examples, out_dir: Path, config: TrainConfig, progress
     train_rows, held_rows = split_rows(examples, config)
     targets = scale_labels(examples.labels, config.label_range)
     out_dir.mkdir(parents=True, exist_ok=True)
-    if config.base is None:
-        build_tokenizer([examples.questions[row] for row in train_rows], out_dir, config)
-    else:
-        _copy_tokenizer(Path(config.base), out_dir)
+    build_tokenizer([examples.questions[row] for row in train_rows], out_dir, config)
     encoder = PromptEncoder(out_dir, config.prompt, config.labels)
     prompts = encoder.encode(examples.questions)
     task = _Task(out_dir, prompts, sizes(examples.questions), targets, encoder.label_ids, config)
@@ -191,7 +196,7 @@ def train_judge(examples: Examples, out_dir: Path, config: TrainConfig, progress
         progress(f"teacher, each question left out: spearman {told or 0:.4f}")
         model, history = _judged(task, train_rows, teacher, held_rows, examples.take(held_rows), progress)
         epoch = max(range(len(history)), key=lambda i: history[i]["spearman"] or -1.0)
-        if config.refit and config.base is None:
+        if config.refit:
             train_rows = np.arange(len(examples))
             progress(f"training again on all {len(examples):,} questions, epochs: {epoch + 1}")
             teacher = fit_teacher(task, train_rows)
@@ -204,7 +209,7 @@ def train_judge(examples: Examples, out_dir: Path, config: TrainConfig, progress
     return result
 
 
-def split_rows(examples: Examples, config: TrainConfig) -> tuple[IntArray, IntArray]:
+def split_rows(examples: Examples, config: Split) -> tuple[IntArray, IntArray]:
     """(training rows, held-out rows), each ascending. Both hold at least one row.
 
     Raises:
@@ -267,16 +272,7 @@ def build_tokenizer(texts: Sequence[str], out_dir: Path, config: TrainConfig) ->
         "model_max_length": config.context,
         "pad_token": PAD,
     }
-    _write_json(out_dir / "tokenizer_config.json", settings)
-
-
-def _copy_tokenizer(base: Path, out_dir: Path) -> None:
-    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-    if not (base / "tokenizer.json").exists():
-        raise UsageError(f"base {base}: no tokenizer.json in it; expected a model folder")
-    for name in names:
-        if (base / name).exists():
-            shutil.copyfile(base / name, out_dir / name)
+    write_json(out_dir / "tokenizer_config.json", settings)
 
 
 def _mask_id(model_dir: Path) -> int:
@@ -318,16 +314,6 @@ def _new_model(model_dir: Path, config: TrainConfig) -> Any:
                 scale = 0.2 if "q_proj" in name or "k_proj" in name else 1.0
                 weights.normal_(0.0, scale / math.sqrt(weights.shape[1]))
     return model
-
-
-def _load_model(folder: str | Path) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"base {folder}: not a causal language model that loads ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -460,8 +446,8 @@ def _epochs(task: _Task, rows: IntArray, teacher: Teacher) -> Iterator[tuple[Any
     config, label_ids, rng = task.config, task.label_ids, np.random.default_rng(task.config.seed)
     torch.manual_seed(config.seed)
     prompts, targets = [task.prompts[row] for row in rows], task.targets[rows]
-    model = _new_model(task.folder, config) if config.base is None else _load_model(config.base)
-    if config.base is None and config.start_penalty:
+    model = _new_model(task.folder, config)
+    if config.start_penalty:
         start_as_bag(model, prompts, targets, label_ids, config.start_penalty)
     prompts = [_cut(prompt, config.max_tokens) for prompt in prompts]
     run, mask_id = _Run(model, label_ids, config), _mask_id(task.folder)
@@ -616,10 +602,11 @@ def save_model(model: Any, out_dir: Path) -> None:
     copy.deepcopy(model).to(torch.float16).save_pretrained(out_dir)
     stated = json.loads(config_file.read_text(encoding="utf-8"))
     stated.pop("torch_dtype", None)
-    _write_json(config_file, {**stated, "dtype": "float32"})
+    write_json(config_file, {**stated, "dtype": "float32"})
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """One object, for people to read as well."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -690,8 +677,6 @@ def _command(examples: Examples, config: TrainConfig) -> str:
         words += [f"--{option}", value or "?"]
     for value in config.holdout_values:
         words += ["--holdout-value", value]
-    if config.base:
-        words += ["--base", Path(config.base).name]
     if config.threshold is not None:
         words += ["--threshold", f"{config.threshold:g}"]
     for name in _OPTIONS:
@@ -702,7 +687,7 @@ def _command(examples: Examples, config: TrainConfig) -> str:
 
 def _unstated(config: TrainConfig) -> list[str]:
     """A line for the card on the settings that are not the recipe's and that the command has no option for."""
-    stated = {*_OPTIONS, "threshold", "base", "holdout_values"}
+    stated = {*_OPTIONS, "threshold", "holdout_values"}
     own = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in stated}
     changed = [f"{name} {value}" for name, value in own.items() if value != getattr(TrainConfig(), name)]
     return ["", f"  It has no option for: {', '.join(changed)}."] if changed else []

@@ -63,6 +63,11 @@ def weight_scales(signal: str, length: RankTable) -> list[Scale]:
     return found
 
 
+def signal_scales(signals: Iterable[str], length: RankTable) -> list[Scale]:
+    """One for each of these signals, with no weight for any other."""
+    return [Scale(f"{signal} alone", {signal: 1}, length) for signal in signals]
+
+
 def own_scale(weights: Weights) -> Scale:
     """The joint rank of a run, as `JointRanker` counts it."""
     return Scale("", dict(zip(weights.names, weights.numerators, strict=True)))
@@ -103,13 +108,19 @@ def find_cutoffs(blocks: Iterable[Doubled], wanted: Sequence[tuple[Scale, int]],
 class Overlaps:
     """How many rows selections of the same size have in common.
 
-    `names`: of the selections, STEPS and last the run's own. `common`: budget -> int64[names, names]; the diagonal has
-    the size of the budget.
+    `signal`: of which the first selections have the weights STEPS. `names`: of the selections, last "", the run's own.
+    `alone`: signal -> which of them it alone makes. `common`: budget -> int64[names, names]; the diagonal has the size
+    of the budget.
     """
 
     signal: str
     names: tuple[str, ...]
+    alone: dict[str, int]
     common: dict[str, Ints]
+
+    def shares_of_run(self, place: int) -> list[float]:
+        """For each budget the share of the run's selection that this one selects too."""
+        return [int(common[place, -1]) / int(common[-1, -1]) for common in self.common.values()]
 
 
 @dataclass
@@ -164,5 +175,7 @@ class OverlapCounter:
                     inside[np.flatnonzero(numbers == window.low)[: window.place]] = True
                     chosen.insert(place, inside)
                 self._count(budget, np.stack(chosen))
+        weights = [{name for name, weight in scale.weights.items() if weight} for scale in self.scales]
+        alone = {name: place for place, (name, *others) in enumerate(weights) if not others}
         names = (*(scale.name for scale in self.scales), "")
-        return Overlaps(signal, names, dict(zip(budgets, self._common, strict=True)))
+        return Overlaps(signal, names, alone, dict(zip(budgets, self._common, strict=True)))

@@ -44,6 +44,7 @@ _MANY_ROWS = 5000
 SHOWN_VALUES = 12
 """Of a label, the most common."""
 _LABEL_CHARACTERS = 26
+_LEVEL_NAMES = 5
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "s2r",
@@ -173,7 +174,11 @@ def density(statistics: Statistics, budgets: Sequence[Series], alt: str) -> str:
             continue
         x, y = statistics.frontiers[item.budget]
         if len(x):
-            x, y = np.append(x[0], x), np.append(10**high, y)
+            top = 10**high
+            if statistics.better[statistics.judged or ""] == "high":
+                x, y = np.append(x[0], x), np.append(top, y)
+            else:
+                x, y = np.append(x, x[-1]), np.append(y, top)
             axes.plot(x, np.log10(y), color=item.colour, linestyle=item.dashes, linewidth=1.8, label=item.label)
     ticks = _token_ticks(found.y)
     axes.set_yticks(np.log10(ticks), [f"{tick:,}" for tick in ticks])
@@ -207,8 +212,10 @@ def overlap(rows: Sequence[tuple[str, Sequence[float]]], budgets: Sequence[Serie
 
 
 @_styled
-def weights(points: Sequence[float], shares: Mapping[int, Sequence[float]], budgets: Sequence[Series], alt: str) -> str:
-    """What share of each budget stays with other weights of the judged signal; shares: budget number -> at points."""
+def weights(
+    points: Sequence[float], shares: Mapping[int, Sequence[float]], budgets: Sequence[Series], signal: str, alt: str
+) -> str:
+    """What share of each budget stays with other weights of this signal; shares: budget number -> at points."""
     figure, axes = _figure(_HALF)
     for item in budgets:
         axes.plot(
@@ -223,10 +230,37 @@ def weights(points: Sequence[float], shares: Mapping[int, Sequence[float]], budg
         )
     axes.set_xticks(points)
     axes.set_ylim(0, 100)
-    axes.set_xlabel("weight of the judge's signal; the length has the rest")
+    axes.set_xlabel(f"weight of {signal}; the length has the rest", parse_math=False)
     axes.set_ylabel("rows in common, %")
     _legend(figure, axes)
     return _svg(figure, "weights", alt)
+
+
+@_styled
+def correlations(names: Sequence[str], found: Floats, alt: str) -> str:
+    """A field for each pair of columns with its correlation, float64[names, names]: the deeper the nearer to +1, in the
+    accent's colour, or to −1, in a budget's."""
+    from matplotlib.patches import Rectangle
+
+    rows = len(names)
+    slanted: Any = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if rows > _LEVEL_NAMES else {}
+    figure, axes = _figure((_WIDE[0], 0.4 + 0.36 * rows + (0.6 if slanted else 0)), fitted=True)
+    for row in range(rows):
+        for column in range(rows):
+            value = float(found[row, column])
+            corner, depth = (column - 0.49, row - 0.47), 0 if row == column or np.isnan(value) else 0.5 * abs(value)
+            colour = _ACCENT if value > 0 else _BUDGETS[1]
+            axes.add_patch(Rectangle(corner, 0.98, 0.94, facecolor=colour, linewidth=0, alpha=depth))
+            axes.add_patch(Rectangle(corner, 0.98, 0.94, fill=False, edgecolor=_GRID, linewidth=0.7))
+            axes.text(column, row, signed(value, 2), ha="center", va="center")
+    axes.set_xticks(range(rows), names, parse_math=False, **slanted)
+    axes.set_yticks(range(rows), names, parse_math=False)
+    axes.set_xlim(-0.5, rows - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _svg(figure, "correlations", alt)
 
 
 @_styled
@@ -252,6 +286,12 @@ def shares(
     axes.grid(visible=False, axis="y")
     _legend(figure, axes)
     return _svg(figure, name, alt)
+
+
+def signed(value: float, decimals: int) -> str:
+    """With its sign, of which zero has none; NaN as a dash."""
+    text = f"{value:+.{decimals}f}"
+    return "–" if np.isnan(value) else text.replace("-", "−") if float(text) else text[1:]
 
 
 def common_values(found: Shares) -> list[str | None]:

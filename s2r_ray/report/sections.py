@@ -62,8 +62,9 @@ def sections(record: RunRecord, statistics: Statistics, examples: Examples) -> l
         _signals(statistics, budgets),
         _lengths(statistics, budgets),
         _choice(record, statistics, budgets),
+        _together(record, statistics),
         _shares(statistics, budgets),
-        _cutoffs(statistics),
+        _cutoffs(record, statistics),
         _samples(examples),
         _left_out(record, examples),
         _addressing(record, statistics, examples),
@@ -95,8 +96,9 @@ def _run(record: RunRecord, statistics: Statistics) -> Section:
         "run",
         "The run",
         (
-            "Each trace is either ranked or listed in excluded.parquet with its reason. Distinct questions are "
-            "judged once; what an earlier run has judged is taken from the score store.",
+            "Each trace is either ranked or listed in excluded.parquet with its reason. Distinct questions and samples "
+            "are judged once; what an earlier run has judged is taken from the score store.",
+            *([f"Ranked is what passed the filter: {one_line(record.filter, 1000)}"] if record.filter else []),
         ),
         (went, chosen, work),
     )
@@ -180,9 +182,10 @@ def _signals(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
         "Rows of the same value share a rank: a signal with many ties, or with many rows at one end of its scale, "
         "cannot tell these rows apart.",
     ]
-    if statistics.spearman is not None:
+    like = statistics.correlation(statistics.judged, "length") if statistics.judged else None
+    if like is not None:
         text.append(
-            f"Spearman's correlation of {_words(statistics.judged or '')} and length is {statistics.spearman:+.3f}: "
+            f"Spearman's correlation of the ranks by {_words(statistics.judged or '')} and by length is {like:+.3f}: "
             "at +1 the two signals say the same and weights do not matter, at 0 they have nothing to do with each "
             "other, at −1 they contradict."
         )
@@ -323,6 +326,7 @@ def _choice(record: RunRecord, statistics: Statistics, budgets: Sequence[figures
                 points,
                 kept,
                 budgets,
+                judged,
                 f"Share of this run's selection that stays, by the weight of {judged}. "
                 + " ".join(f"{row[0]}: {', '.join(row[1:])}." for row in moved.rows),
             ),
@@ -337,7 +341,7 @@ def _choice(record: RunRecord, statistics: Statistics, budgets: Sequence[figures
         f"Rows in common, top {largest} %, between the weights of {judged}",
         ("weight", *STEPS, "this run"),
         [
-            (step, *(f"{100 * int(common[place, other]) / size:.0f} %" for other in range(len(STEPS) + 1)))
+            (step, *(f"{100 * int(common[place, other]) / size:.0f} %" for other in (*range(len(STEPS)), -1)))
             for place, step in enumerate(STEPS)
         ],
     )
@@ -355,22 +359,18 @@ def _choice(record: RunRecord, statistics: Statistics, budgets: Sequence[figures
 def _baselines(statistics: Statistics, overlaps: Overlaps) -> list[tuple[str, list[float]]]:
     """(name, share of each budget that the baseline selects too)."""
     sizes = [size for _, size in statistics.budgets]
-    tables = list(overlaps.common.values())
-
-    def shares(place: int) -> list[float]:
-        return [int(common[place, -1]) / size for common, size in zip(tables, sizes, strict=True)]
-
-    known = {"length": shares(0), overlaps.signal: shares(len(STEPS) - 1)}
-    known |= {"longest": known["length"], "random": [size / statistics.rows for size in sizes]}
+    by_length = "longest" if statistics.better["length"] == "high" else "shortest"
+    known = {
+        by_length if name == "length" else name: overlaps.shares_of_run(place) for name, place in overlaps.alone.items()
+    }
     made = {
         name: [number / size for number, size in zip(found, sizes, strict=True)]
         for name, found in statistics.baselines.items()
-        if name not in known or name == "random"
+        if name not in known
     }
     return [
-        ("Longest", known["longest"]),
-        (_title(overlaps.signal), known[overlaps.signal]),
-        ("Random, on average", known["random"]),
+        *((one_line(_title(name), 30), shares) for name, shares in known.items()),
+        ("Random, on average", [size / statistics.rows for size in sizes]),
         *(
             (f"{_title(name)}, as drawn" if name == "random" else one_line(_title(name), 30), made[name])
             for name in made
@@ -389,6 +389,58 @@ def _density_alt(statistics: Statistics) -> str:
 def _shares_told(found: Sequence[float], statistics: Statistics) -> str:
     pairs = zip(_budget_names(statistics), found, strict=True)
     return ", ".join(f"{100 * share:.0f} % of the {name}" for name, share in pairs)
+
+
+# --- all signals ----------------------------------------------------------------------------------
+
+
+def _together(record: RunRecord, statistics: Statistics) -> Section | None:
+    overlaps = statistics.overlaps
+    if overlaps is None:
+        return None
+    names = list(statistics.signals)
+    told = [one_line(_words(name), 30) + (" (low)" if statistics.better[name] == "low" else "") for name in names]
+    rows = [
+        (shown, *(figures.signed(value, 3) for value in row.tolist()))
+        for shown, row in zip(told, statistics.correlations, strict=True)
+    ]
+    pairs = [
+        f"{told[one]} and {told[other]} {rows[one][other + 1]}"
+        for one in range(len(names))
+        for other in range(one + 1, len(names))
+    ]
+    figure = Figure(
+        "correlations",
+        "What the signals have in common",
+        figures.correlations(
+            told, statistics.correlations, f"Spearman's correlations of the signals. {'; '.join(pairs)}."
+        ),
+        "Spearman's correlation of the ranks of each pair, rank 1 being the best in both: at +1 both prefer the same "
+        "traces, at 0 one says nothing about the other, at −1 what one prefers the other puts last. Two signals near "
+        "+1 are one signal with the sum of their weights.",
+        Table("Spearman's correlations of ranks", ("", *told), rows),
+        wide=True,
+    )
+    alone = Table(
+        "What share of the selection each signal alone would select too",
+        ("signal", "better", "weight", *_budget_names(statistics)),
+        [
+            (
+                one_line(_words(name), 30),
+                statistics.better[name],
+                f"{record.weights.get(name, 0):g}",
+                *(f"{100 * share:.1f} %" for share in overlaps.shares_of_run(overlaps.alone[name])),
+            )
+            for name in names
+        ],
+        frozenset({1}),
+    )
+    text = (
+        "These are all signals of the run, also those without a weight; (low) marks those of which low values are "
+        "better. A signal that alone would make nearly the same selection decides it; a share near the budget itself "
+        "is what chance gives.",
+    )
+    return Section("together", "How the signals go together", text, (alone,), (figure,))
 
 
 # --- shares ---------------------------------------------------------------------------------------
@@ -447,7 +499,7 @@ def _by_group(counts: Any, statistics: Statistics) -> list[str]:
 # --- cut-offs -------------------------------------------------------------------------------------
 
 
-def _cutoffs(statistics: Statistics) -> Section:
+def _cutoffs(record: RunRecord, statistics: Statistics) -> Section:
     if not statistics.ties:
         told = "This run fills its budgets group by group: each group has its own cut-off, and these are not shown."
         return Section("cutoffs", "At the cut-offs", (told,))
@@ -459,14 +511,15 @@ def _cutoffs(statistics: Statistics) -> Section:
         rows.append((f"top {budget} %", _count(size), _count(inside), _count(outside), told))
     head = ("budget", "samples", "tied, selected", "tied, not selected", "within the judge's noise")
     noise = "; ".join(
-        f"{_words(name)} ±{found.largest:.2g} at the most, {found.pairs} questions judged twice"
+        f"{_words(name)} ±{found.largest:.2g} at the most, "
+        f"{found.pairs} {record.subjects.get(name, 'question')}s judged twice"
         for name, found in statistics.noise.items()
         if found
     )
     text = [
         "Tied rows have the joint rank of the last selected one: the longer trace came first, then the sample id. "
-        "Rows within the judge's noise would change sides if their own score moved as far as scores of this judge do "
-        f"when a question is judged in another batch{f' ({noise})' if noise else ''}."
+        "Rows within the judge's noise would change sides if their own scores moved as far as scores do when the same "
+        f"is judged in another batch{f' ({noise})' if noise else ''}."
     ]
     return Section("cutoffs", "At the cut-offs", text, (Table("Rows at the cut-offs", head, rows),))
 

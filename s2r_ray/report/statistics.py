@@ -18,8 +18,17 @@ import pyarrow as pa
 from s2r_ray.index import Snapshot
 from s2r_ray.near_cutoff import NearCutoff
 from s2r_ray.noise import Noise, noise_of
-from s2r_ray.ranking import JointRanker, RankTable, ValueCounter, ValueCounts, joint_ranker, parse_weights
-from s2r_ray.report.cutoffs import Doubled, OverlapCounter, Overlaps, Scale, find_cutoffs, own_scale, weight_scales
+from s2r_ray.ranking import Better, JointRanker, RankTable, ValueCounter, ValueCounts, joint_ranker, parse_weights
+from s2r_ray.report.cutoffs import (
+    Doubled,
+    OverlapCounter,
+    Overlaps,
+    Scale,
+    find_cutoffs,
+    own_scale,
+    signal_scales,
+    weight_scales,
+)
 from s2r_ray.report.labelled import NO_INDEX, IndexColumns, index_columns, labelled_rows
 from s2r_ray.report.membership import LOCATION, Levels, Membership
 from s2r_ray.report.stored import StoredRun
@@ -56,8 +65,10 @@ class Statistics:
     """What a report shows but for what `run.json` has. What is None or empty could not be had.
 
     `budgets`: (per cent, rows), the smallest first; `signals`, `histograms` (of judged signals, their extras, LENGTHS,
-    REPEATED, RETHINKING) and `shares` (of labels) by name; `indexed`: labels of all
-    traces, ranked or not; `judged`: the signal that is held against the length.
+    REPEATED, RETHINKING) and `shares` (of labels) by name; `indexed`: labels of all traces, ranked or not; `judged`:
+    the signal that is held against the length; `better`: what is better in each signal.
+    `correlations`: Spearman's, of the ranks of all signals in the order of `signals`, the best first in each: float64
+    [signals, signals], NaN where a signal has a single value.
     `frontiers`: budget -> (values of that signal, least length that is selected there).
     `ties`: budget -> rows inside and outside whose joint rank is that of the last row inside.
     `baselines`: those that the run has made, by name -> rows of each budget that the baseline selects, too.
@@ -68,12 +79,13 @@ class Statistics:
     budgets: tuple[tuple[str, int], ...]
     rows: int
     judged: str | None
+    better: dict[str, Better]
     signals: dict[str, SignalFacts]
     histograms: dict[str, Histogram]
     sums: Sums
     density: Density | None
     frontiers: dict[str, tuple[Floats, Floats]]
-    spearman: float | None
+    correlations: Floats
     ties: dict[str, tuple[int, int]]
     overlaps: Overlaps | None
     baselines: dict[str, tuple[int, ...]]
@@ -83,6 +95,12 @@ class Statistics:
     near: dict[str, int]
     missed: pa.Table | None
     addressing: pa.Table | None
+
+    def correlation(self, one: str, other: str) -> float | None:
+        """Of `correlations` that of two signals."""
+        places = list(self.signals)
+        found = float(self.correlations[places.index(one), places.index(other)])
+        return None if np.isnan(found) else found
 
 
 def gather(run: StoredRun, snapshot: Snapshot | None, labels: Sequence[str] = ()) -> Statistics:
@@ -103,7 +121,8 @@ def gather(run: StoredRun, snapshot: Snapshot | None, labels: Sequence[str] = ()
     margins, overlaps = _cutoffs(run, counts, ranker, judged)
     tallies = _Tallies.over(run, index, counts, judged)
     members = Membership.of(run)
-    missed, addressing, product = Best(MISSED), Best(ADDRESSING), 0.0
+    missed, addressing = Best(MISSED), Best(ADDRESSING)
+    products = np.zeros((len(counts), len(counts)))
     indexed = {name: Shares.over(1) for name in index.labels}
     for table in _rows(run, snapshot, index, indexed):
         levels = members.levels_of(table)
@@ -117,19 +136,20 @@ def gather(run: StoredRun, snapshot: Snapshot | None, labels: Sequence[str] = ()
             addressing.add(table, joint, table[_ADDRESSES].to_numpy())
         if overlaps is not None and judged is not None:
             overlaps.add(doubled, values["length"], levels, table["sample_id"])
-            pair = (centred(doubled[name], ranker.rows) for name in (judged, "length"))
-            product += float(np.dot(*pair))
+        centres = np.stack([centred(doubled[name], ranker.rows) for name in counts])
+        products += centres @ centres.T
     names = [budget for budget, _ in run.budgets]
     return Statistics(
         budgets=run.budgets,
         rows=ranker.rows,
         judged=judged,
+        better={name: table.better for name, table in ranker.tables.items()},
         signals={name: SignalFacts.of(found) for name, found in counts.items()},
         histograms=tallies.histograms,
         sums=tallies.sums,
         density=tallies.density,
         frontiers=dict(zip(names, _frontiers(counts, ranker, judged, margins), strict=False)),
-        spearman=spearman(product, [counts[judged], counts["length"]]) if judged else None,
+        correlations=spearman(products, list(counts.values())),
         ties={} if run.stratified else dict(zip(names, margins.ties, strict=True)),
         overlaps=overlaps.finish(judged or "", names) if overlaps else None,
         baselines={name: _in_common(run, name, members) for name in run.record.baselines},
@@ -152,9 +172,10 @@ def _count_signals(run: StoredRun) -> dict[str, ValueCounts]:
 
 
 def _judged(run: StoredRun) -> str | None:
-    """The signal to hold against the length: difficulty, else the first that was judged."""
+    """The signal to hold against the length: that of the greatest weight; of equals difficulty, else the first."""
+    weights = run.record.weights
     judged = [name for name in run.signals if name not in INDEX_SIGNALS]
-    return "difficulty" if "difficulty" in judged else next(iter(judged), None)
+    return max(judged, key=lambda name: (weights.get(name, 0), name == "difficulty"), default=None)
 
 
 def _doubled(values: Mapping[str, npt.NDArray[Any]], ranker: JointRanker[RankTable]) -> dict[str, Ints]:
@@ -217,7 +238,7 @@ class _Tallies:
         ranges = {
             name: (found.values[0], found.values[-1]) for name, found in counts.items() if name not in INDEX_SIGNALS
         }
-        ranges |= run.ranges([*run.extras(), *LENGTHS])
+        ranges |= run.ranges([*(name for name in run.extras() if "mass" in name), *LENGTHS])
         edges = {
             name: length_edges(*found) if name in LENGTHS else linear_edges(*found) for name, found in ranges.items()
         }
@@ -290,7 +311,9 @@ def _cutoffs(
 ) -> tuple[_Margins, OverlapCounter | None]:
     """The run's own cut-offs, and those of other weights."""
     sizes = [size for _, size in run.budgets]
-    others = weight_scales(judged, ranker.tables["length"]) if judged else []
+    length = ranker.tables["length"]
+    others = weight_scales(judged, length) if judged else []
+    others += signal_scales((name for name in counts if name not in (judged, "length")), length)
     own = own_scale(ranker.weights)
     wanted = [(scale, size) for size in sizes for scale in others]
     if not run.stratified:
@@ -318,12 +341,12 @@ def _cutoffs(
 def _frontiers(
     counts: Mapping[str, ValueCounts], ranker: JointRanker[RankTable], judged: str | None, margins: _Margins
 ) -> Iterator[tuple[Floats, Floats]]:
-    """For each budget the least length that is selected at some values of the judged signal; none where other signals
-    have a weight, too."""
+    """For each budget the least length that is selected at some values of the judged signal, which ascend; none where
+    other signals have a weight, too, or short traces are better: what is selected then does not lie above a line."""
     weights = {name: weight for name, weight in margins.scale.weights.items() if weight}
     if judged is None or not weights.keys() <= {judged, "length"}:
         return
-    if "low" in {ranker.tables[name].better for name in weights}:  # what is selected then lies beyond two edges
+    if ranker.tables["length"].better == "low":
         return
     values, lengths = counts[judged].values, counts["length"].values
     at = np.unique(np.linspace(0, len(values) - 1, _FRONTIER_POINTS).astype(int))
@@ -331,7 +354,8 @@ def _frontiers(
     for last, _ in margins.ends:
         rest = last - weights.get(judged, 0) * ranks
         if "length" not in weights:
-            edge = values[at][rest >= 0][:1].repeat(2)
+            inside = values[at][rest >= 0]
+            edge = (inside[:1] if ranker.tables[judged].better == "high" else inside[-1:]).repeat(2)
             yield edge.astype(np.float64), lengths[[0, -1]].astype(np.float64)
             continue
         ascending = ranker.tables["length"].doubled_ranks[::-1] * weights["length"]

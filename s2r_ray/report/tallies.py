@@ -257,16 +257,19 @@ class Best:
         self.rows, self._joint = joined.take(pa.array(order)).combine_chunks(), self._joint[order]
 
 
-def spearman(product: float, ranks: Sequence[ValueCounts]) -> float | None:
-    """Spearman's correlation of two columns, average ranks for ties, None where one has a single value.
+def spearman(products: Floats, ranks: Sequence[ValueCounts]) -> Floats:
+    """Spearman's correlations of columns, average ranks for ties: float64[columns, columns], NaN where a column has a
+    single value.
 
-    product: the sum over rows of what `centred` gives for both columns, multiplied.
+    products: sums over rows of what `centred` gives for two columns, multiplied: float64[columns, columns].
     """
-    squares = []
-    for counts in ranks:
+    squares = np.empty(len(ranks))
+    for place, counts in enumerate(ranks):
         centre = centred(_doubled(counts), counts.rows)
-        squares.append(float((centre * centre * counts.counts).sum()))
-    return product / float(np.sqrt(squares[0] * squares[1])) if all(squares) else None
+        squares[place] = (centre * centre * counts.counts).sum()
+    sizes = np.sqrt(np.where(squares > 0, squares, np.nan))
+    found: Floats = np.clip(products / np.outer(sizes, sizes), -1, 1)
+    return found
 
 
 def centred(doubled: Ints, rows: int) -> Floats:

@@ -26,10 +26,16 @@ SIGNALS: Mapping[str, Callable[[Config], Signal]] = {
     "rethinking": _imported("rethinking", "Rethinking"),
     "surprisal": _imported("surprisal", "Surprisal"),
     "ifd": _imported("ifd", "Ifd"),
+    "influence": _imported("influence", "Influence"),
 }
 """Name -> how to make the signal from the configuration."""
 
-FURTHER: Mapping[str, str] = {"perplexity": "surprisal", "rsr": "surprisal"}
+FURTHER: Mapping[str, str] = {
+    "perplexity": "surprisal",
+    "rsr": "surprisal",
+    "benefit": "influence",
+    "harm": "influence",
+}
 """Further columns that weights may name -> the signal that they come from."""
 
 INDEX_SIGNALS: Mapping[str, str] = {

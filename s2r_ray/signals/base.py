@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from s2r_ray.ranking import Better
+
+if TYPE_CHECKING:
+    from s2r_ray.pairs import Overlap, Pair
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -102,6 +105,19 @@ class Resources:
         return {name: amount for name, amount in needs.items() if amount}
 
 
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """What a signal that judges samples is about to do.
+
+    `samples` have no value yet; `tokens` are those of their questions and responses together, of the run's tokenizer;
+    `overlap` tells which pairs of a set the pools have (see pairs.py).
+    """
+
+    samples: int
+    tokens: int
+    overlap: Callable[[Sequence[Pair]], Overlap]
+
+
 class Signal(Protocol):
     """Scores subjects. Instances are pickled to workers before `open`, so they hold settings only until then.
 
@@ -113,6 +129,12 @@ class Signal(Protocol):
     what is judged after that is judged anew (see noise.py); one whose values are drawn by lot has `drawn`, True, and no
     noise is measured. One that needs more of a node than `resources` says also has `check_node()`: it runs on every
     node that may get a worker, before any work, and raises an S2RError where a worker could not run.
+
+    A signal over samples whose work is dear, or that a pool may not suit, also has `announce(workload)`: it returns
+    sentences that are told before any work, or raises a UsageError. One that needs something made of the pool first
+    has `to_prepare()`, how many subjects it wants drawn by lot for that, 0 if it is there already, and
+    `prepare(subjects)`, which runs once, on one worker of its resources, before the others start. That leaves what it
+    makes below the output place, where `open` finds it, and returns sentences to tell (see preparation.py).
     """
 
     name: str

@@ -109,6 +109,8 @@ class PassRate:
         folder = fetch(self.settings.model, weights=True)
         self._prompts = _Prompts(folder, rollouts)
         self._graders = Graders(rollouts.graders)
+        if self._graders.right([("1", "\\boxed{1}")]) != [True]:  # else nothing could be graded, and that would be kept
+            raise EngineError("math-verify does not work here; see whether `python -c 'import math_verify'` does")
         self._engine = open_engine(
             rollouts.engine,
             EngineSettings(

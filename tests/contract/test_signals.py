@@ -20,7 +20,7 @@ from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subje
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
 from s2r_ray.worker import score_all, score_table
-from tests.fakes import HashJudge
+from tests.fakes import HashJudge, write_validation_sets
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,25 @@ CASES = {
     ),
     "surprisal": Case(SIGNALS["surprisal"], OF_STUDENT, NOT_OF_STUDENT),
     "ifd": Case(SIGNALS["ifd"], OF_STUDENT, NOT_OF_STUDENT),
+    "influence": Case(
+        SIGNALS["influence"],
+        {
+            "modules": {"influence": {"modules": "mlp"}},
+            "loss": {"influence": {"loss": "mean"}},
+            "strategy": {"influence": {"strategy": "kfac"}},
+            "damping": {"influence": {"damping": 0.5}},
+            "samples": {"influence": {"samples": 3}},
+            "a set": {"influence": {"response_column": "wrong"}},
+            "longest sample": {"student": {"max_tokens": 500}},
+            "dtype": {"student": {"dtype": "bfloat16"}},
+        },
+        {
+            "limits": {"influence": {"limit": 3, "teraflops": 1, "partitions": 2, "overlap": "allow"}},
+            "workers": {"workers": {"judges_max": 9}, "student": {"batch": 7}},
+            "judge": _judge(max_prompt_tokens=500),
+            "out": {"out": "elsewhere"},
+        },
+    ),
 }
 VARIANTS = [(name, change) for name, case in CASES.items() for change in case.changes]
 HARMLESS = [(name, change) for name, case in CASES.items() for change in case.harmless]
@@ -98,7 +117,9 @@ HARMLESS = [(name, change) for name, case in CASES.items() for change in case.ha
 def config_of(judge: Path, over: dict[str, Any] | None = None) -> Config:
     """The small judge, which is the student as well, in the reference engine, and what is laid over that."""
     settings: dict[str, Any] = {
-        section: {"model": str(judge), "engine": "transformers"} for section in ("judge", "student")
+        **{section: {"model": str(judge), "engine": "transformers"} for section in ("judge", "student")},
+        "influence": {"model": str(judge), "samples": 4, **write_validation_sets(judge.parent)},
+        "out": str(judge.parent / "out"),
     }
     for section, values in (over or {}).items():
         old = settings.get(section)
@@ -108,7 +129,12 @@ def config_of(judge: Path, over: dict[str, Any] | None = None) -> Config:
 
 @pytest.fixture(params=sorted(CASES))
 def signal(request: pytest.FixtureRequest, tiny_judge: Path) -> Signal:
-    return CASES[request.param].make(config_of(tiny_judge))
+    made: Any = CASES[request.param].make(config_of(tiny_judge))
+    if hasattr(made, "to_prepare") and made.to_prepare():
+        made.prepare(subjects("2 + 2 = ?", "Why?", "Count to ten.", "a b c"))
+        assert not made.to_prepare(), "what it made is not found again"
+    signal: Signal = made
+    return signal
 
 
 def subjects(*questions: str) -> list[Subject]:
@@ -198,7 +224,7 @@ def test_fingerprint_is_the_same_in_another_process(tiny_judge: Path) -> None:
         "print(json.dumps({name: make(config).fingerprint() for name, make in SIGNALS.items()}))"
     )
     config = config_of(tiny_judge)
-    settings = json.dumps(config.model_dump(mode="json", include={"judge", "student"}))
+    settings = json.dumps(config.model_dump(mode="json", include={"judge", "student", "influence", "out"}))
     done = subprocess.run([sys.executable, "-c", code, settings], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {
         name: make(config).fingerprint() for name, make in SIGNALS.items()

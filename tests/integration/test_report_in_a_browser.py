@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from s2r_ray.ranking import Better
 from s2r_ray.report.page import page
 from tests.hostile_text import MARKUP, UNSEEN
 from tests.made_runs import made_run, pool_run
@@ -49,8 +50,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> di
         {"id": text, "q": text, "a": f"<think>{text}\n{'word ' * (9 + n)}\n\n{text}</think>", "source": MARKUP[n % 9]}
         for n, text in enumerate(texts)
     ]
+    many: dict[str, Better] = {"rsr": "low", "a_signal_with_a_long_name": "high", "gain": "high", "loss": "low"}
+    chosen = 'source != "</p><script>alert(1)</script>" and rsr_rank <= 0.95'
+    numbers = made_run(
+        folder / "numbers", 2000, 1, levels=1 << 20, longest=9000, noise=0.01, further=many, chosen=chosen
+    )
     pages = {
-        "numbers": page(made_run(folder / "numbers", 2000, 1, levels=1 << 20, longest=9000, noise=0.01)),
+        "numbers": page(numbers),
         "hostile": page(pool_run(folder / "hostile", json.loads(json.dumps(rows)), tokenizer_dir)),
     }
     for name, source in pages.items():
@@ -161,6 +167,6 @@ def test_hostile_text_is_seen(browser: Any, reports: dict[str, Path]) -> None:
     assert any(markup in text for markup in MARKUP[:4])
     assert "\\u202e" in text or "\\u2066" in text
     assert not [mark for mark in UNSEEN if mark in text]
-    assert opened.page.locator("main section").count() == 9
+    assert opened.page.locator("main section").count() == 10
     assert opened.page.locator("footer").is_visible()
     opened.page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,18 @@ def test_traces_are_judged_once_and_ranked_either_way(tmp_path: Path) -> None:
     other = summary_of("select", "--out", out, "--config", settings)
     assert (pq.read_table(Path(other["run"]) / "ranking")["rank_rethinking"].to_numpy() == rankdata(values)).all()
 
+    settings = config(tmp_path, signals=[], weights={"length": 1})
+    chosen = "verified and rethinking_rank < 0.5"
+    some = summary_of("select", "--out", out, "--config", settings, "--filter", chosen)
+    kept = pq.read_table(Path(some["run"]) / "ranking")
+    assert (
+        kept["sample_id"].to_pylist()
+        == ranking["sample_id"].filter(ranks["rethinking"] / len(values) < 0.5).to_pylist()
+    )
+    assert some["counts"]["indexed"] == kept.num_rows + some["counts"]["excluded"]
+    assert some["excluded"]["filtered"] == ranking.num_rows - kept.num_rows
+    assert json.loads((Path(some["run"]) / "run.json").read_bytes())["filter"] == chosen
+
     settings = config(tmp_path, signals=[], weights=weights, candidates="all")
     again = summary_of("run", "--pool", pool, "--out", out, "--config", settings)
     assert again["counts"]["rethinking_judged"] == 0
@@ -79,6 +92,12 @@ def test_names_that_are_wrong_are_told(tmp_path: Path) -> None:
         ({"signals": ["dificulty"]}, "there is no dificulty"),
         ({"directions": {"rethinking": "low"}}, "directions name rethinking"),
         ({"baselines": ["middle:rethink"]}, "no baseline middle:rethink"),
+        (
+            {"filter": "rethinking_rank < 0.5 and verfied"},
+            "at character 27: there is no verfied; did you mean verified?",
+        ),
+        ({"filter": "rethinking_rnk < 0.5"}, "there is no rethinking_rnk"),
+        ({"filter": "rethinking <"}, "filter: rethinking <: at character 13: invalid syntax"),
         ({"rethinking": {"words": ["wait", " "]}}, "a blank word would count everywhere"),
         ({"weights": {"rsr": 1}}, "set student.model"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,6 +27,7 @@ from s2r_ray.ranking import budget_size, parse_weights
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
 from s2r_ray.summary import diff_summary, diff_text
+from tests.made_runs import made_run, ranked_run
 
 WEIGHTS = {"difficulty": "0.25", "length": "0.75"}
 JUDGE = {"signal": "difficulty", "model": "m", "prompt": ["", "{question}"]}
@@ -441,6 +443,35 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
     for word in ("weights", "difficulty prompt", "tokenizer", "budgets", "not measured"):
         assert word in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_filters_and_directions_are_told(tmp_path: Path) -> None:
+    """Catches: who left because of another filter told as gone; low values that are better, and a signal that is not
+    called difficulty, not told."""
+    weights = {"rsr": "0.5", "length": "0.5"}
+    before = made_run(tmp_path, 300, 2, further={"rsr": "high"}, weights=weights, budgets=("30",))
+    snapshot = before.snapshot()
+    assert snapshot is not None
+    filters: dict[str, Any] = {"further": {"rsr": "low"}, "chosen": "length_rank > 0.2"}
+    after = ranked_run(before.out, snapshot, ("30",), weights, before.record.config, **filters)
+    found = diff_runs(before.out, before.record.run_id, after.record.run_id)
+    assert found.differences == {
+        "filter": ("none", "length_rank > 0.2"),
+        "what is better": ("high values", {"rsr": "low"}),
+    }
+    (budget,) = found.budgets
+    left = Counter((row["why"], row["detail"]) for row in budget.left.to_pylist())
+    assert left["excluded", "filtered"] > 10
+    assert left["cut_off_moved", None] > 10
+    assert left.keys() == {("excluded", "filtered"), ("cut_off_moved", None)}
+    text = " ".join(diff_text(found).split())
+    for told in (
+        "filter none length_rank > 0.2",
+        "is better high values rsr low",
+        "excluded: filtered",
+        "measured (rsr)",
+    ):
+        assert told in text
 
 
 def test_a_signal_without_weight_moves_nobody(tmp_path: Path) -> None:

@@ -30,5 +30,5 @@ def test_allowed(rate: str, total: int, most: int) -> None:
 def test_decisions_are_no_errors() -> None:
     """Catches: a pool failed because most of it is unverified, which is what pools are like."""
     decisions = {Reason.UNVERIFIED, Reason.INCOMPLETE, Reason.FINISH_REASON, Reason.OVER_CUTOFF, Reason.NOT_CHOSEN}
-    decisions |= {Reason.DUPLICATE_SAMPLE, Reason.UNREADABLE_FILE}
+    decisions |= {Reason.DUPLICATE_SAMPLE, Reason.FILTERED, Reason.UNREADABLE_FILE}
     assert set(Reason) == decisions | set(ROW_FAULTS)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from s2r_ray.errors import UsageError
 from s2r_ray.filters import Kind, label_name, label_of, read_filter
+from s2r_ray.signals import signals_for
 
 KINDS: dict[str, Kind] = {"a": "number", "b": "number", "s": "text", "t": "text", "f": "flag", "g": "flag"}
 NUMBERS, WORDS = st.sampled_from([-2.5, -1.0, 0.0, 0.5, 1.0, 3.0]), st.sampled_from(["x", "y", "é 'z'"])
@@ -161,4 +162,6 @@ def test_hints_say_what_to_do() -> None:
 
 def test_columns_of_ranks() -> None:
     """Catches: a run that does not compute the signal that a filter names by its rank alone."""
-    assert read_filter("rsr_rank < 0.5 and f").columns == ["rsr_rank", "f", "rsr", "f"]
+    columns = read_filter("verified and rsr_rank < 0.5").columns
+    assert columns == ["verified", "rsr_rank", "verified", "rsr"]
+    assert signals_for([], columns) == ["surprisal"], "the signal that rsr comes from"

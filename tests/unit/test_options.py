@@ -11,10 +11,11 @@ import typer.testing
 from s2r_ray.config import Config, PoolSection, load_config
 from s2r_ray.errors import UsageError
 from s2r_ray.judge.train import TrainConfig
+from s2r_ray.judge.tune import TuneConfig
 from s2r_ray.options import SETTINGS, AsJson, configured, overrides
 from tests.command import commands
 
-GROUPED = {"stratify_by": "source"}
+GROUPED = {"stratify_by": "source", "questions": 5}
 
 
 def value_at(config: Config, key: str) -> Any:
@@ -47,10 +48,13 @@ def test_the_default_preset() -> None:
 
 def test_the_recipe_of_a_judge_is_what_help_shows() -> None:
     """Catches: `s2r judge train` with other defaults than the recipe that it promises."""
-    recipe = TrainConfig()
-    shown = {parameter.name: parameter.default for parameter in commands()["judge", "train"].params}
-    for name in ("epochs", "learning_rate", "holdout_fraction", "seed"):
-        assert shown[name] == getattr(recipe, name), name
+    options = {parameter.name: parameter for parameter in commands()["judge", "train"].params}
+    for name in ("epochs", "learning_rate", "holdout_fraction"):
+        scratch, _, tuned = options[name].show_default.partition("; with --base ")
+        assert (float(scratch), float(tuned)) == (getattr(TrainConfig(), name), getattr(TuneConfig(""), name)), name
+    for name in ("batch", "patience", "seed", "kind"):
+        assert options[name].default == getattr(TuneConfig(""), name), name
+    assert options["seed"].default == TrainConfig().seed
 
 
 def test_choices_are_the_configuration_s() -> None:

@@ -10,8 +10,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, questions_place
-from s2r_ray.pending import Pending, find_questions, work_items
+from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, candidates_place, questions_place
+from s2r_ray.pending import Pending, find_questions, pending_tokens, work_items
 from s2r_ray.readers import Unit
 from s2r_ray.storage import Place
 from s2r_ray.subjects import load_questions
@@ -70,3 +70,19 @@ def test_items_become_smaller_when_workers_share_what_is_left() -> None:
     assert many[0] == 512
     assert set(many[-20:-1]) == {64}
     assert 512 * many.count(512) > 50_000
+
+
+def test_tokens_of_what_is_pending(tmp_path: Path) -> None:
+    """Catches: lengths of rows that are no candidates, or of those that are judged already; a unit's rows looked up
+    in another's."""
+    out = Place.of(tmp_path)
+    for name, reasons, tokens in (("a/a", [None, "empty", None], [1, None, 10]), ("b/b", [None, None], [100, 1000])):
+        responses = [None if count is None else 10_000 * count for count in tokens]
+        columns = {"reason": reasons, "question_tokens": tokens, "response_tokens": responses}
+        table = pa.table(columns).cast(pa.schema([("reason", pa.string()), *((n, pa.int32()) for n in [*columns][1:])]))
+        write_table(candidates_place(out, name), table)
+    snapshot = Snapshot(("pool",), tuple((Unit(0, name, 1, "1"), name) for name in ("a/a", "b/b")))
+    starts = np.array([0, 2, 4])
+    assert pending_tokens(out, snapshot, Pending(4, np.array([1, 2]), starts)) == 110 * 10_001
+    assert pending_tokens(out, snapshot, Pending(4, np.arange(4), starts)) == 1111 * 10_001
+    assert pending_tokens(out, snapshot, Pending(4, np.arange(0), starts)) == 0

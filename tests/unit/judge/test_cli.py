@@ -12,6 +12,7 @@ import typer.testing
 
 from s2r_ray.cli import app
 from s2r_ray.judge.train import TrainResult
+from s2r_ray.judge.tune import TuneConfig
 from tests.command import documented
 
 COLUMNS = ["--question-column", "question", "--label-column", "level"]
@@ -59,5 +60,10 @@ def test_train(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     figures = json.loads(said("train", *options, "--json"))
     assert set(figures) == documented()["judge train"]
     assert figures["held_out"] == held_out
-    assert [(rows, config.epochs, config.threads, config.base) for rows, config in asked] == [(12, 3, 1, None)]
+    assert [(rows, config.epochs, config.threads) for rows, config in asked] == [(12, 3, 1)]
     assert "1,000 parameters" in said("train", *options)
+    monkeypatch.setattr("s2r_ray.judge.tune.tune_judge", train_judge)
+    tuned = json.loads(said("train", *options, "--base", "checkpoint", "--kind", "labels", "--patience", "5", "--json"))
+    assert set(tuned) == documented()["judge train"]
+    _, config = asked[-1]
+    assert config == TuneConfig("checkpoint", kind="labels", epochs=3, patience=5, threads=1)

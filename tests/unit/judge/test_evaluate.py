@@ -12,10 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
 from s2r_ray.errors import UsageError
-from s2r_ray.judge.evaluate import MAX_LEVELS, auc, evaluate, question_chars, ranks, read_labelled, spearman
+from s2r_ray.judge.evaluate import (
+    MAX_LEVELS,
+    auc,
+    calibration,
+    evaluate,
+    outcomes,
+    question_chars,
+    ranks,
+    read_labelled,
+    spearman,
+)
+from s2r_ray.judge.reliability import reliability_plot
 
 few_values = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, -3.5]), min_size=2, max_size=40)
 
@@ -46,6 +58,43 @@ def test_auc_equals_sklearn(pairs: list[tuple[float, bool]]) -> None:
         assert auc(scores, positive) is None
     else:
         assert auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
+def test_calibration_equals_scikit_learn(pairs: list[tuple[float, bool]]) -> None:
+    """Catches: a question in two bins or in none (0 and 1 most of all), and bins weighted alike whatever they hold."""
+    scores, happened = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
+    found = calibration(scores, happened)
+    assert sum(line["n"] for line in found["table"]) == len(pairs)
+    for line in found["table"]:
+        assert line["from"] - 1e-9 <= line["mean_score"] <= line["to"] + 1e-9
+    edges = np.linspace(0, 1, 11)[1:-1]
+    if np.abs(scores * 10 - np.round(scores * 10)).min() > 1e-6:  # on an edge scikit-learn takes the other bin
+        true, stated = calibration_curve(happened, scores, n_bins=10)
+        sizes = np.bincount(np.searchsorted(edges, scores), minlength=10)
+        sizes = sizes[sizes > 0]
+        assert found["error"] == pytest.approx(float((sizes * np.abs(true - stated)).sum() / len(pairs)), abs=1e-9)
+
+
+def test_what_is_calibrated_has_no_error() -> None:
+    """Catches: a judge that states the pass rates themselves and is told that it is off; a plot of nothing."""
+    rates = np.arange(9) / 8
+    found = calibration(rates, rates)
+    assert found["error"] == 0
+    drawing = reliability_plot(found["table"], found["error"])
+    assert drawing.count("<svg") == 1
+    assert "expected calibration error 0.000" in drawing
+    assert "<script" not in drawing
+
+
+def test_what_scores_state() -> None:
+    """Catches: levels of 1 to 5 held against scores of 0..1 as if they were shares."""
+    levels = np.array([1.0, 4.0, 5.0])
+    assert outcomes(levels, None) is None
+    reached = outcomes(levels, 4)
+    assert reached is not None
+    assert reached.tolist() == [0, 1, 1]
+    assert outcomes(levels / 5, None) is not None
 
 
 def test_evaluate_is_plain_json() -> None:

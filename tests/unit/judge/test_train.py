@@ -120,14 +120,6 @@ def test_same_seed_gives_same_weights(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_fine_tunes_a_checkpoint(tiny_judge: tuple[Path, Any], tmp_path: Path) -> None:
-    """Would catch a base whose weights or tokenizer are thrown away: one careful epoch must keep what it knew."""
-    config = dataclasses.replace(TINY, base=str(tiny_judge[0]), epochs=1, learning_rate=1e-4, holdout_values=("odd",))
-    result = train_judge(_examples(), tmp_path, config, lambda _: None)
-    assert result.held_out["spearman"] > 0.8
-    assert (tmp_path / "tokenizer.json").read_bytes() == (tiny_judge[0] / "tokenizer.json").read_bytes()
-
-
 def test_holds_out_whole_groups() -> None:
     """Would catch a hold-out that leaks rows of the held-out group into training."""
     examples = _examples()

@@ -86,13 +86,14 @@ def test_every_figure_can_be_read(tmp_path: Path) -> None:
     assert (
         len(drawings) == len(found.inside["figcaption"]) == len([tag for tag, _ in found.elements if tag == "figure"])
     )
-    assert len(drawings) == 10, "two signals, two of length, rethinking, density, baselines, weights, two labels"
+    assert len(drawings) == 11, "two signals, two of length, rethinking, density, baselines, weights, all, two labels"
     assert all(attributes["role"] == "img" and len(attributes["aria-label"] or "") > 20 for attributes in drawings)
     assert all(caption.strip().endswith((".", ")")) for caption in found.inside["figcaption"])
     clips = re.findall(r"url\(#([^)]*)\)", " ".join(found.attributes("clip-path")))
     assert set(clips) <= set(names)
     assert found.inside["h2"] == [
-        *("The run", "The signals", "Length of the traces", "What the weights choose", "Who is selected"),
+        *("The run", "The signals", "Length of the traces", "What the weights choose"),
+        *("How the signals go together", "Who is selected"),
         *(
             "At the cut-offs",
             "Look at the rows",

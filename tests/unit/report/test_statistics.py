@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from s2r_ray.baselines import baseline_place
 from s2r_ray.errors import UsageError
 from s2r_ray.index import candidates_place
 from s2r_ray.near_cutoff import rows_within_noise
-from s2r_ray.ranking import parse_weights
+from s2r_ray.ranking import Better, parse_weights
 from s2r_ray.report import labelled, stored
 from s2r_ray.report.cutoffs import STEPS
 from s2r_ray.report.page import page
@@ -36,6 +37,13 @@ CASES = {
     "length alone": {"rows": 400, "longest": 9, "weights": {"length": "1"}},
     "one row a budget": {"rows": 30, "budgets": ("0.1", "100"), "units": 2},
     "all the same": {"rows": 120, "levels": 1, "longest": 1},
+}
+SIGNALS: dict[str, Better] = {"rsr": "low", "gain": "high"}
+MANY = {
+    "three weights": {"difficulty": "0.2", "rsr": "0.5", "length": "0.3"},
+    "low and length": {"rsr": "0.5", "length": "0.5"},
+    "low alone": {"rsr": "1"},
+    "high and low": {"gain": "0.75", "rsr": "0.25"},
 }
 
 
@@ -129,11 +137,15 @@ def test_signals(case: tuple[StoredRun, Statistics]) -> None:
         assert (facts.least_rows, facts.greatest_rows) == (counts[values.min()], counts[values.max()])
         for share, value in facts.quantiles.items():
             assert value == np.quantile(values, share / 100, method="inverted_cdf")
-    if rows["difficulty"].nunique() == 1 or rows["trace_tokens_unique"].nunique() == 1:
-        assert found.spearman is None
-    else:
-        expected = spearmanr(rows["difficulty"], rows["trace_tokens_unique"]).statistic
-        assert found.spearman == pytest.approx(expected, abs=1e-12)
+    sides = {name: 1 if found.better[name] == "high" else -1 for name in run.signals}
+    assert list(found.signals) == list(run.signals)
+    for one, first in run.signals.items():
+        for other, second in run.signals.items():
+            if rows[first].nunique() == 1 or rows[second].nunique() == 1:
+                assert found.correlation(one, other) is None
+            else:
+                expected = sides[one] * sides[other] * spearmanr(rows[first], rows[second]).statistic
+                assert found.correlation(one, other) == pytest.approx(expected, abs=1e-12)
 
 
 def selected_with(rows: pd.DataFrame, quarters: int, size: int) -> set[int]:
@@ -152,6 +164,7 @@ def test_overlaps_with_other_weights(case: tuple[StoredRun, Statistics]) -> None
     rows = all_rows(run)
     assert found.overlaps is not None
     assert found.overlaps.names == (*STEPS, "")
+    assert found.overlaps.alone == {"length": 0, "difficulty": 4}
     for budget, size in run.budgets:
         chosen = [selected_with(rows, int(4 * float(step)), size) for step in STEPS]
         chosen.append(set(rows.index[in_budget(rows, size)]))
@@ -218,6 +231,78 @@ def test_the_best_that_are_not_selected(case: tuple[StoredRun, Statistics]) -> N
     assert (found.missed["sample_id"].to_pylist() if found.missed is not None else []) == expected
     spoken = best[best["addresses_judge"].astype(bool)]["sample_id"].tolist()[:20]
     assert (found.addressing["sample_id"].to_pylist() if found.addressing is not None else []) == spoken
+
+
+# --- several signals ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=MANY)
+def several(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[StoredRun, Statistics]]:
+    """A run of four signals, of one of which low values are better, read in blocks of 64 rows."""
+    folder = tmp_path_factory.mktemp("several")
+    run = made_run(folder, 600, 4, further=SIGNALS, weights=MANY[request.param], longest=60, chosen="rsr_rank < 0.9")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (stored, labelled):
+            patch.setattr(module, "BATCH_ROWS", 64)
+        yield run, gather(run, run.snapshot())
+
+
+def test_what_several_signals_have_in_common(several: tuple[StoredRun, Statistics]) -> None:
+    """Catches: a correlation of values, not of ranks, where the run prefers the low ones; pairs in another order."""
+    assert several[1].better == {"difficulty": "high", **SIGNALS, "length": "high"}
+    test_signals(several)
+    assert np.allclose(several[1].correlations, several[1].correlations.T)
+
+
+def test_what_each_signal_alone_selects(several: tuple[StoredRun, Statistics]) -> None:
+    """Catches: a signal's selection with another rule for ties, from its wrong end, or of another size."""
+    run, found = several
+    rows = all_rows(run)
+    assert found.overlaps is not None
+    assert found.overlaps.alone.keys() == run.signals.keys()
+    for name, column in run.signals.items():
+        order = rows.sort_values(
+            [column, "trace_tokens_unique", "sample_id"], ascending=[found.better[name] == "low", False, True]
+        )
+        expected = [len(set(order.index[:size]) & set(rows.index[in_budget(rows, size)])) for _, size in run.budgets]
+        shares = found.overlaps.shares_of_run(found.overlaps.alone[name])
+        assert shares == [common / size for common, (_, size) in zip(expected, run.budgets, strict=True)]
+        assert run.weighted != (name,) or shares == [1.0] * len(run.budgets)
+
+
+def test_the_signal_that_is_held_against_the_length(several: tuple[StoredRun, Statistics]) -> None:
+    """Catches: figures of a signal without a weight, a line on the wrong side of what low values select."""
+    run, found = several
+    rows = all_rows(run)
+    weights = run.record.weights
+    assert found.judged == ("gain" if "gain" in weights else "rsr")
+    if {*run.weighted} - {"rsr", "length"}:
+        assert found.frontiers == {}
+        return
+    for budget, size in run.budgets:
+        cut = rows["rank_joint"][in_budget(rows, size)].max()
+        selected = rows["rank_joint"] <= cut
+        x, y = found.frontiers[budget]
+        if "length" not in run.weighted:
+            assert set(x.tolist()) == {rows["rsr"][selected].max()}
+            continue
+        least = dict(zip(x.tolist(), y.tolist(), strict=True))
+        above = rows["trace_tokens_unique"] >= rows["rsr"].map(least).fillna(np.inf)
+        assert (above == selected).all()
+
+
+@pytest.mark.parametrize("several", ["three weights"], indirect=True)
+def test_the_page_of_several_signals(several: tuple[StoredRun, Statistics]) -> None:
+    """Catches: a page that fails or is silent on weights, filter and what is better."""
+    run, found = several
+    text = " ".join(re.sub(r"<[^>]*>", " ", page(run)).split())
+    assert "Ranked is what passed the filter: rsr_rank &lt; 0.9" in text
+    assert "rsr (low)" in text
+    assert found.overlaps is not None
+    shares = " ".join(f"{100 * share:.1f} %" for share in found.overlaps.shares_of_run(found.overlaps.alone["rsr"]))
+    assert f"rsr low {run.record.weights.get('rsr', 0):g} {shares}" in text
 
 
 # --- strata and baselines -------------------------------------------------------------------------

@@ -1,0 +1,91 @@
+"""Selections from what is stored, with no pool, no model and no Ray."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from s2r_ray.config import load_config
+from s2r_ray.errors import UsageError
+from s2r_ray.pipeline import Scored, _write_scored, select
+from s2r_ray.progress import Progress
+from s2r_ray.publish import RunRecord
+from s2r_ray.ranking import Better
+from s2r_ray.storage import Place
+from s2r_ray.store import fingerprint_digest
+from tests.made_runs import JUDGE, further_fingerprint, made_run
+
+SIGNALS: dict[str, Better] = {"rsr": "low", "words": "high"}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An output place where three signals were scored, two of which no table of the package knows."""
+    run = made_run(tmp_path_factory.mktemp("stored"), 200, 3, further=SIGNALS)
+    snapshot = run.snapshot()
+    assert snapshot is not None
+    prints: dict[str, dict[str, Any]] = {name: further_fingerprint(name) for name in SIGNALS}
+    prints["difficulty"] = JUDGE.fingerprint()
+    ranked = {name: {name: side} for name, side in (SIGNALS | dict(JUDGE.ranked)).items()}
+    stores = {
+        name: {
+            "digest": fingerprint_digest(found),
+            "extras": list(JUDGE.extras) if name == JUDGE.name else [],
+            "subject": "question" if name == JUDGE.name else "sample",
+            "ranked": ranked[name],
+            "fingerprint": found,
+        }
+        for name, found in prints.items()
+    }
+    index = {"tokenizer": "t", "fingerprints": [], "labels": ["kind"], "stated": ["verified"]}
+    _write_scored(run.out, Scored(snapshot, stores, index, run.record.config, {"questions": 200, "samples": 200}))
+    return run.out.uri
+
+
+def selected(out: str, **settings: Any) -> tuple[RunRecord, Place]:
+    return select(load_config(None, {"out": out, "signals": [], **settings}), Progress(io.StringIO()))
+
+
+def test_what_is_named_is_combined(out: str) -> None:
+    """Catches: a signal from outside the package that is stored and not found, one that is named by the filter alone,
+    and one that nobody names and that leaves rows out all the same."""
+    record, place = selected(out, weights={"rsr": "0.5", "length": "0.5"}, filter="verified and words_rank < 0.5")
+    assert record.fingerprints.keys() == {"rsr", "words"}
+    assert record.better == {"rsr": "low", "words": "high", "length": "high"}
+    assert record.filter == record.config["filter"] == "verified and words_rank < 0.5"
+    assert record.excluded.keys() == {"unverified", "filtered"}
+    ranking = pq.read_table(Path(place.uri) / "ranking")
+    assert {"rsr", "words", "rank_rsr", "rank_words"} < set(ranking.column_names)
+    assert "difficulty" not in ranking.column_names
+    best = pq.read_table(Path(place.uri) / "manifests" / "top-10pct.parquet")
+    assert best["rank_rsr"].to_pylist()[0] < ranking.num_rows / 4
+
+    record, _ = selected(out, weights={"rsr": "1"}, directions={"rsr": "high"}, filter="label_mass > 0.6")
+    assert record.fingerprints.keys() == {"rsr", "difficulty"}
+    assert record.better["rsr"] == "high"
+
+    record, place = selected(out, weights={"length": "1"})
+    assert (record.fingerprints, record.excluded.keys()) == ({}, {"unverified"})
+    assert place.child("report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"filter": "finish_reason == 'stop'"}, "no finish_reason; no mapping of a pool names a column for it"),
+        ({"filter": "rethinking < 1"}, "no rethinking; it has no scores here; `s2r run` with this filter"),
+        ({"filter": "kind < 1"}, "the number 1 is compared with kind, a text"),
+        ({"filter": "rsr <"}, "filter: rsr <: at character 6: invalid syntax"),
+        ({"weights": {"surprisal": 1}}, "weight for unknown signal surprisal; signals of this run: length"),
+    ],
+)
+def test_what_is_not_there(settings: dict[str, Any], told: str, out: str) -> None:
+    """Catches: an error that comes after the ranking, or does not say what there is."""
+    before = sorted(Path(out, "runs").iterdir())
+    with pytest.raises(UsageError, match=told):
+        selected(out, **{"weights": {"length": 1}, **settings})
+    assert sorted(Path(out, "runs").iterdir()) == before
