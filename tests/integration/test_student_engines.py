@@ -19,12 +19,13 @@ from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.signals import SIGNALS
 from s2r_ray.signals.base import Scores, Subject
 from s2r_ray.synth import make_rows
-from tests.fakes import write_judge
+from tests.fakes import write_judge, write_queries
 from tests.integration.test_engines import SHARED, in_own_process
 
 TRACES = 12
 LONGEST = 3900
 TOLERANCE = 1e-3
+COSINES = 1e-4
 LONG = 30_000
 VOCABULARY = 16_384
 
@@ -42,7 +43,7 @@ def judged(names: Sequence[str], student: dict[str, Any], samples: Sequence[tupl
     signals: list[Any] = [SIGNALS[name](load_config(None, {"student": student})) for name in names]
     signals[0].open()
     for signal in signals[1:]:  # one engine for both: starting one takes most of this test's time
-        signal.encoder, signal._engine = signals[0].encoder, signals[0]._engine
+        signal.encoder, signal.engine = signals[0].encoder, signals[0].engine
     return [signal.score([Subject(b"", *sample) for sample in samples]) for signal in signals]
 
 
@@ -112,3 +113,24 @@ def test_a_trace_of_30_000_tokens(engine: str, tmp_path: Path) -> None:
     assert scored == LONG - 10
     assert -12 < mean < -8, "about the logarithm of the vocabulary: the model is random"
     assert grown < 1536
+
+
+def cosines(student: dict[str, Any], queries: str, samples: Sequence[tuple[str, str]]) -> Scores:
+    signal = SIGNALS["rds"](load_config(None, {"student": student, "rds": {"queries": queries}}))
+    signal.open()
+    return signal.score([Subject(b"", *sample) for sample in samples])
+
+
+@pytest.mark.engine
+def test_cosines_are_those_of_the_reference(samples: list[tuple[str, str]], tmp_path: Path) -> None:
+    """Catches: states that vLLM brings to length one before they are averaged, those of one piece of a long text alone,
+    or those of another prompt. What the reference gives is held against the formula in unit tests."""
+    queries, found = str(write_queries(tmp_path)), []
+    for engine in ("vllm", "transformers"):
+        student = {"model": str(EMBEDDED_JUDGE), "engine": engine, "batch_tokens": 200}
+        found.append(in_own_process(cosines, student, queries, samples))
+    assert found[0].faults.keys() == found[1].faults.keys()
+    fit = [position for position in range(len(samples)) if position not in found[0].faults]
+    assert len(fit) > TRACES / 2
+    assert found[0].vectors[fit] == pytest.approx(found[1].vectors[fit], abs=COSINES)
+    assert np.ptp(found[1].vectors[fit]) > 0.1, "samples that are all alike would make this comparison empty"
