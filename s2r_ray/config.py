@@ -207,7 +207,7 @@ class StudentSection(_Section):
     batch_tokens: int = Field(
         2048,
         ge=16,
-        description="Tokens that go through it at once; each takes 8 bytes for each token of its vocabulary",
+        description="Tokens that go through it at once; each takes some 16 bytes for each token of its vocabulary",
     )
     batch: int = Field(64, ge=1, description="Samples per batch, and per part of the score store")
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")

@@ -130,11 +130,10 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, spread: float = 1.0) -> Path:
+def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, width: int = 32) -> Path:
     """A random Qwen2 model of some thousand weights, the same each time, with the tokenizer above.
 
-    Args:
-        spread: of its logits; with 1 all tokens are about as likely, with 20 some hardly ever come.
+    vLLM on the CPU needs a width of 64.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -143,18 +142,15 @@ def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, spr
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=context,
         tie_word_embeddings=True,
     )
-    model = Qwen2ForCausalLM(config)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(spread)
-    model.save_pretrained(str(folder))
+    Qwen2ForCausalLM(config).save_pretrained(str(folder))
     return folder
 
 
