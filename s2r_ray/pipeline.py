@@ -50,8 +50,8 @@ from s2r_ray.report.page import write_report
 from s2r_ray.retries import take_repeated
 from s2r_ray.score import Judged, score_missing
 from s2r_ray.selection import rank
-from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS, signals_for
-from s2r_ray.signals.base import Resources, Signal, SubjectKind
+from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS, WITH_VECTORS, signals_for
+from s2r_ray.signals.base import Resources, Signal, SubjectKind, vector_length
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, Settled, fingerprint_digest
 from s2r_ray.tables import DamagedError
@@ -119,8 +119,9 @@ class Done:
 class Scored:
     """Stages 1 and 2 done: what ranking needs, and what they did. Kept as `OUT/index/scored.json` for `select`.
 
-    `stores`: signal name -> {"digest", "extras", "subject", "ranked", "fingerprint"}: its score store, the columns that
-    get ranks with what is better in them, and what its scores depend on. `index`: what the index's rows depend on.
+    `stores`: signal name -> {"digest", "extras", "subject", "ranked", "vector", "fingerprint"}: its score store, the
+    columns that get ranks with what is better in them, and what its scores depend on. `index`: what the index's rows
+    depend on.
     """
 
     snapshot: Snapshot
@@ -197,7 +198,8 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     better = _better(config, scored)
     weights = parse_weights(config.weights, list(better))
     labels, stated = (scored.index.get(name, []) for name in ("labels", "stated"))
-    _check_selection(config, list(better), labels)
+    with_vectors = [name for name, about in scored.stores.items() if about["vector"]]
+    _check_selection(config, list(better), labels, with_vectors)
     columns = [column for name, about in scored.stores.items() for column in (name, *about["extras"])]
     _check_filter(config, columns, list(better), stated, labels)
     chosen = recorded_config(config)
@@ -227,6 +229,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
     further = FURTHER if signals is None else {column: signal.name for signal in signals for column in signal.ranked}
     columns = [*names, *(column for column, name in further.items() if name in names and column not in names)]
     columns += INDEX_SIGNALS
+    with_vectors = WITH_VECTORS if signals is None else [signal.name for signal in signals if vector_length(signal)]
     weights = parse_weights(config.weights, columns)
     tokenizer = find_tokenizer(config.tokenizer, storage=config.storage.options())
     pools: list[PoolIndex] = []
@@ -242,7 +245,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
             own = plan_units(root, position, known)
             units.extend(own)
             _check_mapping(pool, own, set(mapping.labels) if section.mapping else set(section.labels))
-        _check_selection(config, columns, _labels(pools))
+        _check_selection(config, columns, _labels(pools), [name for name in names if name in with_vectors])
         keyed = unit_keys(pools, units)
         done = indexed_keys(out)
     except UsageError:
@@ -313,12 +316,15 @@ def _better(config: Config, scored: Scored) -> dict[str, Better]:
     return better | dict.fromkeys(INDEX_SIGNALS, "high") | config.directions
 
 
-def _check_selection(config: Config, columns: Sequence[str], labels: Sequence[str]) -> None:
+def _check_selection(
+    config: Config, columns: Sequence[str], labels: Sequence[str], with_vectors: Sequence[str]
+) -> None:
     """Hold directions, strata and baselines against the columns with ranks and the labels that there are."""
     stray = sorted(set(config.directions).difference(columns))
     if stray:
         raise UsageError(f"directions name {', '.join(stray)}; columns with ranks here are: {', '.join(columns)}")
-    check_baselines(config.baselines, [name for name in columns if name not in INDEX_SIGNALS], labels)
+    signals = [name for name in columns if name not in INDEX_SIGNALS]
+    check_baselines(config.baselines, signals, labels, with_vectors)
     if config.strata is not None and config.strata.by not in labels:
         raise UsageError(
             f"strata by {config.strata.by}: no pool has that label; expected one of: {', '.join(labels) or 'none'}; "
@@ -398,6 +404,7 @@ def index_and_score(plan: Plan, ray: Connection, progress: Progress, done: Done)
                 "extras": list(signal.extras),
                 "subject": signal.subject,
                 "ranked": dict(signal.ranked),
+                "vector": vector_length(signal),
                 "fingerprint": signal.fingerprint(),
             }
             for signal in plan.signals
@@ -435,7 +442,7 @@ def rank_and_publish(
     place = out.child("runs", run_id)
     begun = monotonic()
     stores = {
-        name: ScoreStore.at(out, name, about["digest"], about["extras"], about["subject"])
+        name: ScoreStore.at(out, name, about["digest"], about["extras"], about["subject"], about["vector"])
         for name, about in scored.stores.items()
     }
     strata, baselines, better = config.strata, Baselines(config.baselines, config.seed), _better(config, scored)
@@ -681,7 +688,7 @@ def _read_scored(out: Place) -> Scored:
         content = place.read_json() or {}
         snapshot = snapshot_place(out, content.pop("snapshot"))
         for about in content["stores"].values():
-            about["subject"], about["ranked"]
+            about["subject"], about["ranked"], about["vector"]
         return Scored(Snapshot.from_json(snapshot.read_bytes() if snapshot.exists() else b""), **content)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(

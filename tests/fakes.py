@@ -68,6 +68,17 @@ class HashJudge:
         return hashlib.sha256(question.encode()).digest()[1] % 20 == 0
 
 
+def write_queries(folder: Path, count: int = 5) -> Path:
+    """A query set in the columns that `rds` reads by default."""
+    file = folder / f"queries-{count}.jsonl"
+    rows = [
+        {"question": f"{number} + 1 = ?", "response": f"So it is {number + 1}. " * number}
+        for number in range(1, count + 1)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 @dataclass(frozen=True)
 class DrawnJudge(HashJudge):
     """A signal that must see some of the pool first: 1 for questions that it has seen, else 0.

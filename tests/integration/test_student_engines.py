@@ -17,13 +17,14 @@ from s2r_ray.config import load_config
 from s2r_ray.engines import EngineSettings, open_engine
 from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.signals import SIGNALS
-from s2r_ray.signals.base import Subject
+from s2r_ray.signals.base import Scores, Subject
 from s2r_ray.synth import make_rows
-from tests.fakes import write_judge
+from tests.fakes import write_judge, write_queries
 from tests.integration.test_engines import SHARED, in_own_process
 
 TRACES = 8
 TOLERANCE = 1e-4
+COSINES = 1e-4
 LONG = 30_000
 VOCABULARY = 16_384
 
@@ -43,7 +44,7 @@ def judged(engine: str, samples: Sequence[tuple[str, str]]) -> tuple[dict[str, n
     signals: list[Any] = [SIGNALS[name](load_config(None, {"student": settings})) for name in ("surprisal", "ifd")]
     surprisal, ifd = signals
     surprisal.open()
-    ifd.encoder, ifd._engine = surprisal.encoder, surprisal._engine  # starting an engine takes most of the time
+    ifd.encoder, ifd.engine = surprisal.encoder, surprisal.engine  # starting an engine takes most of the time
     scores = [signal.score([Subject(b"", *sample) for sample in samples]) for signal in signals]
     assert not any(found.faults for found in scores)
     ranks = [found.ranks for found in surprisal.ask(surprisal.encoder.encode(*zip(*samples, strict=True))).found]
@@ -114,3 +115,24 @@ def test_a_trace_of_30_000_tokens(engine: str, tmp_path: Path) -> None:
     assert scored == LONG - 10
     assert -12 < mean < -8, "about the logarithm of the vocabulary: the model is random"
     assert grown < 1536
+
+
+def cosines(student: dict[str, Any], queries: str, samples: Sequence[tuple[str, str]]) -> Scores:
+    signal = SIGNALS["rds"](load_config(None, {"student": student, "rds": {"queries": queries}}))
+    signal.open()
+    return signal.score([Subject(b"", *sample) for sample in samples])
+
+
+@pytest.mark.engine
+def test_cosines_are_those_of_the_reference(samples: list[tuple[str, str]], tmp_path: Path) -> None:
+    """Catches: states that vLLM brings to length one before they are averaged, those of one piece of a long text alone,
+    or those of another prompt. What the reference gives is held against the formula in unit tests."""
+    queries, found = str(write_queries(tmp_path)), []
+    for engine in ("vllm", "transformers"):
+        student = {"model": str(EMBEDDED_JUDGE), "engine": engine, "batch_tokens": 200}
+        found.append(in_own_process(cosines, student, queries, samples))
+    assert found[0].faults.keys() == found[1].faults.keys()
+    fit = [position for position in range(len(samples)) if position not in found[0].faults]
+    assert len(fit) > TRACES / 2
+    assert found[0].vectors[fit] == pytest.approx(found[1].vectors[fit], abs=COSINES)
+    assert np.ptp(found[1].vectors[fit]) > 0.1, "samples that are all alike would make this comparison empty"
