@@ -16,7 +16,7 @@ PROMPT = JudgePrompt(system="", user="{question}")
 _CONTEXT = 128
 
 
-def write_solver(folder: Path, seed: int = 0, steps: int = 600, batch: int = 64) -> Path:
+def write_solver(folder: Path, seed: int = 0, steps: int = 450, batch: int = 64) -> Path:
     r"""A Qwen2 model of some hundred thousand weights that answers `\boxed{…}`; seconds on a CPU.
 
     It has read the problems of another pool of that kind, so that how often it is right depends on the operation and
