@@ -38,6 +38,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> str:
             "extras": list(JUDGE.extras) if name == JUDGE.name else [],
             "subject": "question" if name == JUDGE.name else "sample",
             "ranked": ranked[name],
+            "vector": 0,
             "fingerprint": found,
         }
         for name, found in prints.items()
