@@ -57,7 +57,7 @@ def test_cosines_equal_those_by_the_book(batch_tokens: int, tmp_path: Path) -> N
     """Catches: states before the last layer, weights that run the other way or over the padding, padding that other
     tokens see, a mean over the response alone, queries embedded otherwise than samples, a value that is not the
     largest."""
-    model, queries = write_judge(tmp_path, spread=5), write_queries(tmp_path)
+    model, queries = write_judge(tmp_path), write_queries(tmp_path)
     signal = signal_of(model, queries, batch_tokens=batch_tokens)
     signal.open()
     found = score_all(signal, subjects())
