@@ -48,6 +48,8 @@ def write_solver(folder: Path, seed: int = 0, steps: int = 450, batch: int = 64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
     dice = np.random.default_rng(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is no faster with more, and much slower on a busy machine
     for _ in range(steps):
         chosen = dice.integers(len(rows), size=batch)
         ids, labels = _batch([(prompts[row], answers[row]) for row in chosen])
@@ -56,6 +58,7 @@ def write_solver(folder: Path, seed: int = 0, steps: int = 450, batch: int = 64)
         loss.backward()
         optimizer.step()
         schedule.step()
+    torch.set_num_threads(threads)
     model.save_pretrained(folder)
     return folder
 

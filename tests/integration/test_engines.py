@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from s2r_ray.config import JudgeSection, WorkersSection
+from s2r_ray.engines import EngineSettings, Sampling, open_engine
 from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.judge.prompt import PAPER_PROMPT, PromptEncoder
 from s2r_ray.signals.base import Scores, Subject
@@ -131,3 +132,28 @@ def test_question_longer_than_the_context_is_a_fault_not_a_crash(questions: list
     assert set(found.faults) == {3}
     assert found.faults[3].status == "too_long"
     assert "512" in found.faults[3].detail
+
+
+def sample(engine: str, model: str, temperature: float) -> list[list[tuple[list[int], bool]]]:
+    """Answers to three prompts: token ids, and whether they ended by themselves. Token 5 ends one."""
+    prompts = [[7, 8, 9], [10] * 40, [11, 12]]
+    opened = open_engine(
+        "vllm" if engine == "vllm" else "transformers", EngineSettings(model, "labels", "float32", 128)
+    )
+    count = 1 if temperature == 0 else 64
+    drawn = opened.sample(prompts, Sampling(count, temperature, 1.0, 12, (5,)), [3, 100, 200])
+    return [[(answer.ids, answer.finished) for answer in answers] for answers in drawn]
+
+
+@pytest.mark.engine
+def test_what_vllm_draws_is_what_transformers_draws(tiny_judge: Path) -> None:
+    """Would catch answers in another order than the prompts, the token that ends an answer left in it, draws of one
+    prompt that are all the same, and a temperature that is not applied."""
+    fast, reference = (in_own_process(sample, engine, str(tiny_judge), 0.0) for engine in ("vllm", "transformers"))
+    assert fast == reference
+    drawn = in_own_process(sample, "vllm", str(tiny_judge), 1.0)
+    assert [len(answers) for answers in drawn] == [64] * 3
+    for answers in drawn:
+        assert len({tuple(ids) for ids, _ in answers}) > 32
+        assert all(5 not in ids and (finished or len(ids) == 12) for ids, finished in answers)
+    assert drawn == in_own_process(sample, "vllm", str(tiny_judge), 1.0)

@@ -72,7 +72,7 @@ def test_pass_rates(drawn: dict[str, Any]) -> None:
     assert rows["rollouts"].to_list() == [8] * rows.height
     assert (rows["pass_rate"] == rows["passes"] / 8).all()
     assert (rows["difficulty"] == 1 - rows["pass_rate"]).all()
-    assert 0.2 < drawn["mean_pass_rate"] < 0.8
+    assert 0.2 < drawn["mean_pass_rate"] < 0.9
     assert ((rows["passes"] > 0) & (rows["passes"] < 8)).mean() > 0.2
     assert {"problem_type", "source"} <= set(rows.columns)
 
@@ -105,7 +105,21 @@ def test_a_judge_learns_them(kind: str, work: Path, base: Path, drawn: dict[str,
     rows.head(150).write_parquet(work / "test.parquet")
     rows.tail(-150).write_parquet(work / "train.parquet")
     judge = work / f"judge-{kind}"
-    options = ["--base", base, "--kind", kind, "--out", judge, "--learning-rate", "1e-3", "--epochs", "6", "--quiet"]
+    options = [
+        "--base",
+        base,
+        "--kind",
+        kind,
+        "--out",
+        judge,
+        "--learning-rate",
+        "1e-3",
+        "--epochs",
+        "4",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
     trained = said("train", "--labels", work / "train.parquet", *QUESTIONS, *options)
     assert set(trained) == documented()["judge train"]
     options = ["--config", work / "s2r.yaml", "--judge", judge, "--source-column", "source"]
