@@ -249,5 +249,5 @@ def summarize(plan: Plan) -> dict[str, Any]:
         }
         if not fresh and len(pending):
             told = announced(plan.out, indexed, signal, pending)
-            summary |= {f"{signal.name}_cost": " ".join(told)} if told else {}
+            summary |= {f"{signal.name}_told": " ".join(told)} if told else {}
     return summary
