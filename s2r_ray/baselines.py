@@ -4,7 +4,7 @@
 questions and traces, and the labels, on nothing else: not on files, rows, or the version of a library. `longest` and
 `shortest` go by tokens after repeat removal, a signal's name, such as `difficulty`, by that signal alone, and
 `middle:SIGNAL` takes those first whose rank in it is nearest to the middle (Middle of the official script, Mid-PPL of
-arXiv 2510.06108).
+arXiv 2510.06108). `round_robin:SIGNAL`, of signals with vectors, lets queries take turns (RDS+, see round_robin.py).
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from s2r_ray.groups import read_groups
 from s2r_ray.index import Snapshot
 from s2r_ray.keys import Places, halves
 from s2r_ray.ranking import ALL_HIGH, Better, Ints, Takeable, ValueCounter, average_ranks, order_rows, select_top
+from s2r_ray.round_robin import round_robin
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
+from s2r_ray.store import ScoreStore
 from s2r_ray.strata import fill
 
 _STRATIFIED = "stratified"
 _MIDDLE = "middle:"
+_ROUND_ROBIN = "round_robin:"
+_NO_STORES: Mapping[str, ScoreStore] = {}
 
 
 @dataclass(frozen=True)
@@ -40,23 +44,27 @@ class Baselines:
 
     def columns(self) -> list[str]:
         """What of signals they may need."""
-        return [name.removeprefix(_MIDDLE) for name in self.names]
+        return [name.removeprefix(_MIDDLE).removeprefix(_ROUND_ROBIN) for name in self.names]
 
     def labels(self) -> list[str]:
         """The labels that they need."""
         return [name.partition(":")[2] for name in self.names if name.startswith(f"{_STRATIFIED}:")]
 
 
-def check_baselines(names: Sequence[str], signals: Collection[str], labels: Collection[str]) -> None:
+def check_baselines(
+    names: Sequence[str], signals: Collection[str], labels: Collection[str], with_vectors: Collection[str] = ()
+) -> None:
     """Hold names against what there is.
 
     Args:
-        signals: those that have scores; `labels`: those of the pools.
+        signals: those that have scores; `with_vectors`: those of them that have vectors.
+        labels: those of the pools.
 
     Raises:
         UsageError: there is no such baseline.
     """
     known = ["random", "longest", "shortest", *signals, *(_MIDDLE + name for name in (*signals, *INDEX_SIGNALS))]
+    known += [_ROUND_ROBIN + name for name in with_vectors]
     for name in names:
         kind, colon, label = name.partition(":")
         if name not in known and not (kind == _STRATIFIED and label in labels):
@@ -90,8 +98,15 @@ def baseline_order(
     ids: Takeable,
     k: int,
     better: Mapping[str, Better] = ALL_HIGH,
+    stores: Mapping[str, ScoreStore] = _NO_STORES,
 ) -> Places:
-    """The first k candidates of a baseline, in its order: int64[k]. Ties: the longer trace, then the sample id."""
+    """The first k candidates of a baseline, in its order: int64[k]. Ties: the longer trace, then the sample id.
+
+    `stores` are those of the signals with vectors, at the least.
+    """
+    if name.startswith(_ROUND_ROBIN):
+        signal = name.removeprefix(_ROUND_ROBIN)
+        return round_robin(signal, stores[signal], out, snapshot, candidates, ids, k)
     label = name.partition(":")[2] if name.startswith(f"{_STRATIFIED}:") else ""
     joint = _order(name, seed, out, snapshot, candidates, better)
     if label:

@@ -136,19 +136,19 @@ def load_candidates(out: Place, snapshot: Snapshot, stores: Mapping[str, ScoreSt
     del questions
     of_samples = {name: store for name, store in stores.items() if store.subject == "sample"}
     if of_samples:
-        _look_up(table, of_samples, _sample_keys(out, snapshot))
+        _look_up(table, of_samples, sample_keys(out, snapshot))
     return table
 
 
 @dataclass(frozen=True, eq=False)
-class _Keys:
+class CandidateKeys:
     """The distinct keys of what was judged, and which of them each candidate's is, int32[n]."""
 
     distinct: KeySet
     which: npt.NDArray[np.int32]
 
 
-def _look_up(table: CandidateTable, stores: Mapping[str, ScoreStore], keys: _Keys) -> None:
+def _look_up(table: CandidateTable, stores: Mapping[str, ScoreStore], keys: CandidateKeys) -> None:
     """Enter the scores of signals that judge what these keys stand for."""
     scores: dict[str, npt.NDArray[np.float64]] = {}
     for name, store in stores.items():
@@ -160,13 +160,14 @@ def _look_up(table: CandidateTable, stores: Mapping[str, ScoreStore], keys: _Key
         table.scores[name] = scores.pop(name)[keys.which]
 
 
-def _sample_keys(out: Place, snapshot: Snapshot) -> _Keys:
+def sample_keys(out: Place, snapshot: Snapshot) -> CandidateKeys:
+    """Those of the candidates' samples: question with response."""
     tables = read_units(out, snapshot, range(len(snapshot.units)), ["sample_key", "reason"])
     found = sort_keys(table["sample_key"].filter(pc.is_null(table["reason"])) for table in tables)
-    return _Keys(found.distinct, found.place())
+    return CandidateKeys(found.distinct, found.place())
 
 
-def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, _Keys, Halves]:
+def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, CandidateKeys, Halves]:
     """The candidates, the keys of their questions, and the first half of each one's sample key, uint64[n]."""
     wanted = ["question_key", "sample_key", INDEX_SIGNALS["length"], "addresses_judge", "reason"]
     starts, lengths, marks, samples = [0], Column(np.int32), Column(np.bool_), Column(np.uint64)
@@ -190,7 +191,7 @@ def _read(out: Place, snapshot: Snapshot) -> tuple[CandidateTable, _Keys, Halves
             "see `guards` in the configuration"
         )
     table = CandidateTable(np.array(starts), lengths.array(), marks.array(), indexed)
-    return table, _Keys(found.distinct, found.place()), samples.array()
+    return table, CandidateKeys(found.distinct, found.place()), samples.array()
 
 
 def _reasons(out: Place, snapshot: Snapshot) -> Counter[str]:

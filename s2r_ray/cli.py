@@ -93,12 +93,13 @@ def run(
 @configured("out", *READING, *JUDGING, *RANKING)
 def plan(settings: Config, as_json: AsJson = False) -> None:
     """Say what a run would read and judge, and check everything it needs. Changes nothing."""
-    from s2r_ray import pipeline
+    from s2r_ray.pipeline import try_cluster
+    from s2r_ray.plan import prepare, summarize
     from s2r_ray.progress import Progress
 
-    planned = pipeline.prepare(settings)
-    pipeline.try_cluster(planned, Progress())
-    summary = pipeline.summarize(planned)
+    planned = prepare(settings)
+    try_cluster(planned, Progress())
+    summary = summarize(planned)
     if as_json:
         print_json(summary)
         return

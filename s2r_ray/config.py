@@ -207,7 +207,7 @@ class StudentSection(_Section):
     batch_tokens: int = Field(
         2048,
         ge=16,
-        description="Tokens that go through it at once; each takes 8 bytes for each token of its vocabulary",
+        description="Tokens that go through it at once; each takes some 16 bytes for each token of its vocabulary",
     )
     batch: int = Field(64, ge=1, description="Samples per batch, and per part of the score store")
     trust_remote_code: bool = Field(False, description="Run code that ships with the model")
@@ -248,6 +248,19 @@ class RolloutsSection(_Section):
         if self.temperature == 0 and self.n > 1:
             raise ValueError(f"at temperature 0 all {self.n} solutions are the same; set n: 1, or a temperature")
         return self
+
+
+class RdsSection(_Section):
+    """The signal `rds`: how near a sample is to a set of queries, by the student's states."""
+
+    queries: str = Field(
+        "", description="File, folder or glob (Parquet, JSONL) of what the student is to get better at; empty: none"
+    )
+    question: str = Field("question", description="Its column of questions")
+    response: str | None = Field("response", description="Its column of responses; null: questions alone")
+    max_queries: int = Field(
+        1000, ge=1, le=65_535, description="Most queries; each takes 4 bytes a sample in the score store"
+    )
 
 
 class RethinkingSection(_Section):
@@ -328,6 +341,7 @@ class Config(_Section):
         description="Signals to compute; those that weights, filter or baselines name are computed as well",
     )
     student: StudentSection = StudentSection.model_validate({})
+    rds: RdsSection = RdsSection.model_validate({})
     rethinking: RethinkingSection = RethinkingSection.model_validate({})
     rollouts: RolloutsSection = RolloutsSection.model_validate({})
     influence: InfluenceSection = InfluenceSection.model_validate({})
@@ -344,7 +358,9 @@ class Config(_Section):
     budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
     strata: Strata | None = Field(None, description="Rank inside of groups and fill budgets group by group")
     baselines: tuple[str, ...] = Field(
-        (), description="Manifests to compare with: random, longest, shortest, a signal's name, stratified:LABEL"
+        (),
+        description="Manifests to compare with: random, longest, shortest, a signal's name, middle:SIGNAL, "
+        "round_robin:rds, stratified:LABEL",
     )
     seed: int = Field(0, ge=0, lt=1 << 64, description="Of the baselines that draw lots")
     max_bad_files: int = Field(0, ge=0, description="Unreadable files to put up with")

@@ -158,7 +158,8 @@ SETTINGS: Mapping[str, Setting] = {
     "baseline": Setting(
         "baselines",
         list[str],
-        "Manifests to compare with: random, longest, shortest, a signal's name, stratified:LABEL. Repeatable.",
+        "Manifests to compare with: random, longest, shortest, a signal's name, middle:SIGNAL, round_robin:rds, "
+        "stratified:LABEL. Repeatable.",
         "NAME",
         "none",
         complete=completion.baselines,

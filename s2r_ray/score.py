@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from s2r_ray.cluster import stream_actors
@@ -17,11 +16,11 @@ from s2r_ray.metrics import count, progressed
 from s2r_ray.pending import Distinct, Pending, work_items
 from s2r_ray.pool_rows import RunPool
 from s2r_ray.progress import Progress
-from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject
+from s2r_ray.signals.base import Fault, Resources, Signal, Status, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.subjects import loader
-from s2r_ray.worker import DETAIL_CHARACTERS, SignalWorker, score_table
+from s2r_ray.worker import DETAIL_CHARACTERS, SignalWorker, no_scores, score_table
 
 
 @dataclass
@@ -149,5 +148,4 @@ def _give_up(
     table = load(work_items(snapshot, left, 1, 1, with_files=True)[0])
     subject = Subject(table["key"][0].as_py(), "")
     fault = Fault(Status.FAILED, f"its worker died each time: {error}"[:DETAIL_CHARACTERS])
-    nothing = Scores(np.zeros(1), {name: np.zeros(1) for name in signal.extras}, {0: fault})
-    store.append(score_table(signal, [subject], nothing))
+    store.append(score_table(signal, [subject], no_scores(signal, 1, {0: fault})))

@@ -117,7 +117,8 @@ def rank(
     release_memory()
     excluded = _write_ranking(index, candidates, ranker, run)
     for name in baselines.names:
-        other = baseline_order(name, baselines.seed, out, snapshot, candidates, index, max(sizes.values()), better)
+        k = max(sizes.values())
+        other = baseline_order(name, baselines.seed, out, snapshot, candidates, index, k, better, stores)
         places = {budget: baseline_place(run, name, budget) for budget in budgets}
         _write_manifests(index, other, candidates.values(other), ranker, sizes, places)
         del other

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2r_ray.keys import KEY, KeySet, Places
-from s2r_ray.signals.base import Signal, Status, SubjectKind
+from s2r_ray.signals.base import Signal, Status, SubjectKind, vector_length
 from s2r_ray.storage import Place
 from s2r_ray.tables import DamagedError, GoneError, read_ahead, read_own, write_own
 
 _TOGETHER_ROWS = 1 << 17
 _PART_ROWS = 1 << 15
+_PART_BYTES = 1 << 24
 _SMALL_BYTES = 1 << 18
 _SMALL_PARTS = 64
 _DELETERS = 16
@@ -90,24 +92,33 @@ class Found:
 class ScoreStore:
     """The scores of one signal under one fingerprint. Small; travels to workers.
 
-    `extras` are the names of the columns beside the value, `subject` what the keys stand for.
+    `extras` are the names of the columns beside the value, `subject` what the keys stand for, `vector` how many numbers
+    there are in the vector of each key, 0 without.
     """
 
     place: Place
     extras: tuple[str, ...]
     subject: SubjectKind = "question"
+    vector: int = 0
 
     @classmethod
     def of(cls, out: Place, signal: Signal) -> ScoreStore:
         """The signal's store below an output place."""
-        return cls.at(out, signal.name, fingerprint_digest(signal.fingerprint()), signal.extras, signal.subject)
+        digest = fingerprint_digest(signal.fingerprint())
+        return cls.at(out, signal.name, digest, signal.extras, signal.subject, vector_length(signal))
 
     @classmethod
     def at(
-        cls, out: Place, signal: str, digest: str, extras: Sequence[str], subject: SubjectKind = "question"
+        cls,
+        out: Place,
+        signal: str,
+        digest: str,
+        extras: Sequence[str],
+        subject: SubjectKind = "question",
+        vector: int = 0,
     ) -> ScoreStore:
         """A store by the digest of its fingerprint."""
-        return cls(out.child("scores", signal, digest), tuple(extras), subject)
+        return cls(out.child("scores", signal, digest), tuple(extras), subject, vector)
 
     def describe(self, fingerprint: dict[str, Any]) -> None:
         """Write down what the fingerprint stands for, once."""
@@ -116,13 +127,16 @@ class ScoreStore:
             about.write_bytes(json.dumps(fingerprint, indent=1, sort_keys=True).encode())
 
     def schema(self) -> pa.Schema:
-        """Columns of a part: the value and extras are null unless `status` is "ok"."""
+        """Columns of a part: the value, extras and vector are null unless `status` is "ok". A vector is one value of
+        little-endian float32: as a list, Parquet takes six times as long to read it."""
         extras = [pa.field(name, pa.float64()) for name in self.extras]
+        vector = [pa.field("vector", pa.binary(4 * self.vector))] if self.vector else []
         return pa.schema(
             [
                 pa.field("key", KEY),
                 pa.field("value", pa.float64()),
                 *extras,
+                *vector,
                 pa.field("status", pa.string()),
                 pa.field("detail", pa.string()),
             ]
@@ -146,11 +160,12 @@ class ScoreStore:
         small = [file.path for file in files if file.size < _SMALL_BYTES]
         if len(small) < _SMALL_PARTS:
             return
+        most = min(_PART_ROWS, _PART_BYTES // max(1, 4 * self.vector))
         held: list[tuple[str, pa.Table]] = []
         for name, part in zip(small, read_ahead(self._part, small), strict=True):
             if isinstance(part, pa.Table):
                 held.append((name, part))
-            if sum(table.num_rows for _, table in held) >= _PART_ROWS:
+            if sum(table.num_rows for _, table in held) >= most:
                 self._replace(held)
                 held.clear()
         if len(held) > 1:
@@ -192,11 +207,30 @@ class ScoreStore:
             found.add_faults(at[bad], rows.select(["status", "detail"]).take(pa.array(bad)))
         return found
 
+    def vectors(self) -> Iterator[tuple[pa.Table, npt.NDArray[np.float32]]]:
+        """Every key with a score, some 16 MiB at a time: a table of `key` and `value`, and vectors, float32[m, d].
+
+        A key that was judged twice comes twice.
+
+        Raises:
+            DamagedError: a part cannot be read.
+        """
+        for part in self._parts_there(["key", "value", "status", "vector"]):
+            if isinstance(part, DamagedError):
+                raise part
+            rows = part.filter(pc.equal(part["status"], str(Status.OK))).combine_chunks()
+            if rows.num_rows:
+                column = rows["vector"].chunk(0)
+                first = column.offset * self.vector
+                numbers = np.frombuffer(column.buffers()[1], "<f4")[first : first + len(column) * self.vector]
+                yield rows.select(["key", "value"]), numbers.reshape(-1, self.vector)
+
     def _rows(self, damaged: list[DamagedError] | None = None) -> Iterator[pa.Table]:
         """The rows of all parts, many parts at a time. Damaged ones are added to the list; without one, raised."""
         waiting: list[pa.Table] = []
         held = 0
-        for part in self._parts_there():
+        # Whole: damage in any column costs the part. Vectors may be most of what is stored, and few need them.
+        for part in self._parts_there([name for name in self.schema().names if name != "vector"]):
             if isinstance(part, DamagedError):
                 if damaged is None:
                     raise part
@@ -210,23 +244,24 @@ class ScoreStore:
         if waiting:
             yield pa.concat_tables(waiting)
 
-    def _parts_there(self) -> Iterator[pa.Table | DamagedError]:
-        """Every part. What is gone since it was listed has been put together with others: they are listed anew."""
+    def _parts_there(self, columns: Sequence[str]) -> Iterator[pa.Table | DamagedError]:
+        """These columns of every part. What is gone since it was listed has been put together with others: they are
+        listed anew."""
         read: set[str] = set()
         gone = True
         while gone:
             names = [name for name in self.parts() if name not in read]
             gone = False
-            for part in read_ahead(self._part, names):
+            for part in read_ahead(partial(self._part, columns=columns), names):
                 if isinstance(part, GoneError):
                     gone = True
                 else:
                     yield part
             read.update(names)
 
-    def _part(self, name: str) -> pa.Table | DamagedError:
+    def _part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | DamagedError:
         try:
-            return read_own(self.place.child(name), self.schema().names)  # whole: damage in any column costs the part
+            return read_own(self.place.child(name), columns or self.schema().names)
         except DamagedError as error:
             return error
 

@@ -6,7 +6,7 @@ import faulthandler
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,11 @@ from s2r_ray.errors import S2RError, WorkersLostError
 from s2r_ray.metrics import count
 from s2r_ray.noise import leave_noise
 from s2r_ray.retries import take_repeated
-from s2r_ray.signals.base import GRID, Fault, FloatArray, Scores, Signal, Status, Subject
+from s2r_ray.signals.base import GRID, Fault, FloatArray, Scores, Signal, Status, Subject, vector_length
 from s2r_ray.store import ScoreStore
 
 DETAIL_CHARACTERS = 200
+_NO_FAULTS: Mapping[int, Fault] = {}
 
 
 class SignalWorker:
@@ -122,22 +123,25 @@ def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:
         Exception: one of the signal's fatal types, as it was raised.
     """
     if not batch:
-        return Scores(np.zeros(0), _no_extras(signal, 0))
+        return no_scores(signal, 0)
     try:
         scores = signal.score(batch)
     except signal.fatal:
         raise
     except Exception as error:  # noqa: BLE001  # the edge: whatever a row does to a signal is that row's fault
         if len(batch) == 1:
-            return Scores(np.zeros(1), _no_extras(signal, 1), {0: Fault(Status.FAILED, _describe(error))})
+            return no_scores(signal, 1, {0: Fault(Status.FAILED, _describe(error))})
         middle = len(batch) // 2
         return _joined(score_all(signal, batch[:middle]), score_all(signal, batch[middle:]), middle)
     lengths = {len(scores.values), *map(len, scores.extras.values())}
     stray = scores.faults.keys() - set(range(len(batch)))
-    if lengths != {len(batch)} or set(scores.extras) != set(signal.extras) or stray:
+    width = vector_length(signal)
+    shape, expected = getattr(scores.vectors, "shape", None), (len(batch), width) if width else None
+    if lengths != {len(batch)} or set(scores.extras) != set(signal.extras) or stray or shape != expected:
         raise S2RError(
             f"signal {signal.name} broke its contract: {len(batch)} subjects in, {sorted(lengths)} values out, "
-            f"columns {sorted(scores.extras)} for {sorted(signal.extras)}, faults of rows {sorted(stray)}"
+            f"columns {sorted(scores.extras)} for {sorted(signal.extras)}, faults of rows {sorted(stray)}, "
+            f"vectors {shape} for {expected}"
         )
     return scores
 
@@ -145,13 +149,16 @@ def score_all(signal: Signal, batch: Sequence[Subject]) -> Scores:
 def score_table(signal: Signal, subjects: Sequence[Subject], scores: Scores) -> pa.Table:
     """The rows for the store: what is ranked is rounded to the grid, null where there was a fault. Order as given.
 
-    What is ranked and not finite is a fault, whatever the signal thought of it.
+    What is ranked and not finite is a fault, whatever the signal thought of it, and so is such a number in a vector.
     """
     faults = dict(scores.faults)
     ranked = {"value": scores.values} | {name: scores.extras[name] for name in signal.extras if name in signal.ranked}
     for name, values in ranked.items():
         for position in np.flatnonzero(~np.isfinite(values)):
             faults.setdefault(int(position), Fault(Status.FAILED, f"{name} {values[position]} is not finite"))
+    if scores.vectors is not None:
+        for position in np.flatnonzero(~np.isfinite(scores.vectors).all(axis=1)):
+            faults.setdefault(int(position), Fault(Status.FAILED, "its vector is not finite"))
     missing = np.zeros(len(subjects), bool)
     missing[list(faults)] = True
     columns: dict[str, Any] = {
@@ -161,6 +168,10 @@ def score_table(signal: Signal, subjects: Sequence[Subject], scores: Scores) -> 
     for name in signal.extras:
         values = scores.extras[name]
         columns[name] = pa.array(_on_grid(values) if name in ranked else values, mask=missing)
+    if scores.vectors is not None:
+        rounded = (np.round(scores.vectors * GRID) / GRID).astype("<f4")
+        rows = [None if gone else row.tobytes() for gone, row in zip(missing, rounded, strict=True)]
+        columns["vector"] = pa.array(rows, pa.binary(4 * rounded.shape[1]))
     columns["status"] = [str(faults[i].status) if i in faults else str(Status.OK) for i in range(len(subjects))]
     columns["detail"] = [faults[i].detail if i in faults else None for i in range(len(subjects))]
     return pa.table(columns)
@@ -186,11 +197,15 @@ def _joined(left: Scores, right: Scores, middle: int) -> Scores:
         {**left.faults, **{middle + position: fault for position, fault in right.faults.items()}},
         left.prompts + right.prompts,
         left.prompt_tokens + right.prompt_tokens,
+        None if left.vectors is None or right.vectors is None else np.concatenate([left.vectors, right.vectors]),
     )
 
 
-def _no_extras(signal: Signal, count: int) -> dict[str, Any]:
-    return {name: np.zeros(count) for name in signal.extras}
+def no_scores(signal: Signal, count: int, faults: Mapping[int, Fault] = _NO_FAULTS) -> Scores:
+    """What stands for the scores of so many subjects that have none."""
+    width = vector_length(signal)
+    vectors = np.zeros((count, width), np.float32) if width else None
+    return Scores(np.zeros(count), {name: np.zeros(count) for name in signal.extras}, dict(faults), vectors=vectors)
 
 
 def _describe(error: BaseException) -> str:

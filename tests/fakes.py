@@ -68,6 +68,17 @@ class HashJudge:
         return hashlib.sha256(question.encode()).digest()[1] % 20 == 0
 
 
+def write_queries(folder: Path, count: int = 5) -> Path:
+    """A query set in the columns that `rds` reads by default."""
+    file = folder / f"queries-{count}.jsonl"
+    rows = [
+        {"question": f"{number} + 1 = ?", "response": f"So it is {number + 1}. " * number}
+        for number in range(1, count + 1)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 @dataclass(frozen=True)
 class DrawnJudge(HashJudge):
     """A signal that must see some of the pool first: 1 for questions that it has seen, else 0.
@@ -119,11 +130,10 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, spread: float = 1.0) -> Path:
+def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, width: int = 32) -> Path:
     """A random Qwen2 model of some thousand weights, the same each time, with the tokenizer above.
 
-    Args:
-        spread: of its logits; with 1 all tokens are about as likely, with 20 some hardly ever come.
+    vLLM on the CPU needs a width of 64.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -132,18 +142,15 @@ def write_judge(folder: Path, *, context: int = 2048, vocabulary: int = 512, spr
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=context,
         tie_word_embeddings=True,
     )
-    model = Qwen2ForCausalLM(config)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(spread)
-    model.save_pretrained(str(folder))
+    Qwen2ForCausalLM(config).save_pretrained(str(folder))
     return folder
 
 

@@ -24,13 +24,14 @@ class EngineSettings:
     """What an engine needs to know.
 
     `model` is a local folder. `kind` says what it is asked: a judge for two labels or for its head's logit, a student
-    for the tokens of a text. `context` is the longest prompt plus one token, in tokens. `deterministic`: an answer
-    depends on its prompt alone, to the last bit, not on what else is in the batch (on the same device, libraries and
-    number of threads). `batch_tokens`: of a student, how many go through it at once; longer texts go in pieces.
+    for the tokens of a text or for its states. `context` is the longest prompt plus one token, in tokens.
+    `deterministic`: an answer depends on its prompt alone, to the last bit, not on what else is in the batch (on the
+    same device, libraries and number of threads). `batch_tokens`: of a student, how many go through it at once; longer
+    texts go in pieces.
     """
 
     model: str
-    kind: Literal["labels", "head", "student"]
+    kind: Literal["labels", "head", "student", "states"]
     dtype: str
     context: int
     tensor_parallel: int = 1
@@ -42,7 +43,7 @@ class EngineSettings:
     @property
     def role(self) -> str:
         """What the model is called in errors."""
-        return "student" if self.kind == "student" else "judge"
+        return "student" if self.kind in ("student", "states") else "judge"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ class Engine(Protocol):
 
         The logits are float32 whatever the weights' type. Memory for them does not grow with a prompt's length.
         """
+        ...
+
+    def weighted_means(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
+        """The mean of a prompt's states of the last layer, after its norm, with the weights i / sum(i), i = 1..n:
+        float64[len(prompts), width]. Needs `kind="states"`; no prompt is empty."""
         ...
 
     def forget(self) -> None:

@@ -31,7 +31,8 @@ class TransformersEngine:
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(f"could not load the {settings.role}: {error}") from error
         self._model = model.to(self._device).eval()
-        self._batch_tokens = 1 if settings.deterministic else _BATCH_TOKENS
+        most = settings.batch_tokens if settings.kind == "states" else _BATCH_TOKENS
+        self._batch_tokens = 1 if settings.deterministic else most
         self._piece_tokens = settings.batch_tokens
         if settings.kind == "student":
             _compute_in_float32(self._model.get_output_embeddings())
@@ -91,6 +92,27 @@ class TransformersEngine:
             )
         rows: list[list[int]] = found[:, ids.shape[1] :].tolist()
         return rows
+
+    def weighted_means(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
+        """See `engines.Engine`. Padding is on the right, where a causal model sees none of it: there is no mask, which
+        for long prompts would be larger than all else. Added up in float32, whatever the weights' type."""
+        torch = _torch()
+        order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
+        found: dict[int, Any] = {}
+        body = getattr(self._model, self._model.base_model_prefix)
+        for group in _groups(order, prompts, self._batch_tokens):
+            width = max(len(prompts[position]) for position in group)
+            ids = torch.zeros((len(group), width), dtype=torch.long)
+            weights = torch.zeros((len(group), width))
+            for line, position in enumerate(group):
+                length = len(prompts[position])
+                ids[line, :length] = torch.tensor(list(prompts[position]))
+                weights[line, :length] = torch.arange(1, length + 1) * 2 / (length * (length + 1))
+            with torch.inference_mode():
+                states = body(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
+                means = torch.einsum("bn,bnd->bd", weights.to(self._device), states.float())
+            found.update(zip(group, means.double().cpu().numpy(), strict=True))
+        return np.stack([found[position] for position in range(len(prompts))])
 
     def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
         """See `engines.Engine`. One prompt at a time, in pieces that see the earlier ones through the cache."""

@@ -18,6 +18,7 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+_STATES_TOKENS = 1 << 15
 _REPETITION_PENALTY = 1.05  # as in the published selection script
 _STUDENT_SEQUENCES = 64
 
@@ -27,7 +28,7 @@ class VllmEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._role = settings.role
-        if settings.kind == "student":
+        if settings.role == "student":
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cache_gib(settings)))
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -48,7 +49,7 @@ class VllmEngine:
             "trust_remote_code": settings.trust_remote_code,
             "load_format": "safetensors",  # the other format is pickle
             # Prompts come as token ids; only the pooling runner insists on a tokenizer.
-            "skip_tokenizer_init": settings.kind != "head",
+            "skip_tokenizer_init": settings.kind not in ("head", "states"),
             "disable_log_stats": True,
             "enable_prefix_caching": settings.kind == "labels" and not settings.deterministic,
             "enforce_eager": on_cpu,
@@ -62,6 +63,16 @@ class VllmEngine:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"  # kernels whose sums do not depend on the batch
         if settings.kind == "head":
             arguments |= {"runner": "pooling", "convert": "classify"}
+        if settings.kind == "states":
+            from vllm.config import PoolerConfig
+
+            arguments |= {
+                "runner": "pooling",
+                "convert": "embed",
+                "pooler_config": PoolerConfig(task="token_embed"),
+                "max_num_batched_tokens": settings.batch_tokens,
+                "enable_chunked_prefill": True,
+            }
         if settings.kind == "student":
             arguments |= {
                 # vLLM makes logits of all tokens of a step, which its search for free memory does not see.
@@ -131,6 +142,24 @@ class VllmEngine:
         stop = set(sampling.stop)
         return [[_sampled(answer, stop) for answer in output.outputs] for output in outputs]
 
+    def weighted_means(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
+        """See `engines.Engine`. vLLM hands out all states, in float32, so some prompts at a time are given to it."""
+        from vllm import PoolingParams
+
+        means = []
+        for group in _some(prompts, _STATES_TOKENS):
+            with _fatal(f"the {self._role} failed"):
+                outputs = self._llm.encode(
+                    _tokens(group), PoolingParams(use_activation=False), pooling_task="token_embed", use_tqdm=False
+                )
+            for prompt, output in zip(group, outputs, strict=True):
+                states = output.outputs.data
+                if len(states) != len(prompt):
+                    raise EngineError(f"the {self._role} failed: vLLM left out some of a prompt's tokens")
+                weights = np.arange(1, len(prompt) + 1, dtype=np.float32)
+                means.append((weights / weights.sum(dtype=np.float64)) @ states.float().cpu().numpy())
+        return np.stack(means)
+
     def token_scores(self, prompts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenScores]:
         """See `engines.Engine`."""
         from vllm import SamplingParams
@@ -164,6 +193,18 @@ class VllmEngine:
                 raise EngineError(f"the {self._role} failed: vLLM gave a prompt no answer")
             rows.append({token: float(entry.logprob) for token, entry in logprobs[0].items()})
         return rows
+
+
+def _some(prompts: Sequence[Sequence[int]], most: int) -> Iterator[Sequence[Sequence[int]]]:
+    """The prompts in their order, so many tokens at a time, or one prompt."""
+    start = tokens = 0
+    for position, prompt in enumerate(prompts):
+        if position > start and tokens + len(prompt) > most:
+            yield prompts[start:position]
+            start, tokens = position, 0
+        tokens += len(prompt)
+    if start < len(prompts):
+        yield prompts[start:]
 
 
 def _cache_gib(settings: EngineSettings) -> int:

@@ -25,7 +25,8 @@ from s2r_ray.config import Config
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import Snapshot, UnitOutcome, label_column
 from s2r_ray.pending import Distinct, find_problems
-from s2r_ray.pipeline import check_apart, check_bad_files
+from s2r_ray.pipeline import check_bad_files
+from s2r_ray.plan import check_apart
 from s2r_ray.preflight import check_cluster, cpus_at_once
 from s2r_ray.problems import ProblemPool, problems_place, read_keys, read_problems
 from s2r_ray.progress import Progress

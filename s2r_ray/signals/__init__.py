@@ -26,6 +26,7 @@ SIGNALS: Mapping[str, Callable[[Config], Signal]] = {
     "rethinking": _imported("rethinking", "Rethinking"),
     "surprisal": _imported("surprisal", "Surprisal"),
     "ifd": _imported("ifd", "Ifd"),
+    "rds": _imported("rds", "Rds"),
     "influence": _imported("influence", "Influence"),
 }
 """Name -> how to make the signal from the configuration."""
@@ -37,6 +38,9 @@ FURTHER: Mapping[str, str] = {
     "harm": "influence",
 }
 """Further columns that weights may name -> the signal that they come from."""
+
+WITH_VECTORS: Collection[str] = ("rds",)
+"""Signals that the baseline `round_robin:SIGNAL` can be of."""
 
 INDEX_SIGNALS: Mapping[str, str] = {
     "length": "trace_tokens_unique",

@@ -63,6 +63,7 @@ class Scores:
 
     `values`: float64[n]; `extras`: further float64[n] columns by name; `faults`: position -> why it has no value
     (its values are then ignored). `prompts` and `prompt_tokens` say what it took of a model, for those who watch.
+    `vectors`: float32[n, d], of a signal that has them.
     """
 
     values: FloatArray
@@ -70,6 +71,7 @@ class Scores:
     faults: dict[int, Fault] = field(default_factory=dict)
     prompts: int = 0
     prompt_tokens: int = 0
+    vectors: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,10 @@ class Signal(Protocol):
     noise is measured. One that needs more of a node than `resources` says also has `check_node()`: it runs on every
     node that may get a worker, before any work, and raises an S2RError where a worker could not run.
 
+    A signal over samples that has more to say of each than numbers to rank by, such as how near it is to each of d
+    queries, says in `vector` that this is d numbers. They lie in the score store and nowhere else, on the grid of the
+    values; the baseline `round_robin:<signal>` reads them.
+
     A signal over samples whose work is dear, or that a pool may not suit, also has `announce(workload)`: it returns
     sentences that are told before any work, or raises a UsageError. One that needs something made of the pool first
     has `to_prepare()`, how many subjects it wants drawn by lot for that, 0 if it is there already, and
@@ -158,3 +164,8 @@ class Signal(Protocol):
     def score(self, batch: Sequence[Subject]) -> Scores:
         """Score a batch. An exception not in `fatal` is taken as some row's fault, and the batch is split."""
         ...
+
+
+def vector_length(signal: Signal) -> int:
+    """How many numbers the vector of a sample has, 0 where a signal has none."""
+    return int(getattr(signal, "vector", 0))

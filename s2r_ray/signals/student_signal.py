@@ -1,10 +1,10 @@
-"""Signals that ask a student how likely it finds responses: what surprisal and IFD have in common."""
+"""Signals that ask a student about samples: what surprisal, IFD and RDS+ have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -47,9 +47,10 @@ class StudentSettings:
 
 
 class StudentSignal:
-    """What signals share that ask a student for the probabilities of responses. See `signals.base.Signal`."""
+    """What signals share that ask a student. See `signals.base.Signal`; `kind` is what the engine is opened for."""
 
     name: str
+    kind: Literal["student", "states"] = "student"
     code_version: int
     subject: SubjectKind = "sample"
     fatal: tuple[type[BaseException], ...] = (EngineError, MemoryError)
@@ -86,11 +87,11 @@ class StudentSignal:
         settings = self.settings
         folder = fetch(settings.model, weights=True)
         self.encoder = StudentEncoder(folder, trust_remote_code=settings.student.trust_remote_code)
-        self._engine = open_engine(
+        self.engine = open_engine(
             settings.student.engine,
             EngineSettings(
                 model=str(folder),
-                kind="student",
+                kind=self.kind,
                 dtype=settings.dtype,
                 context=settings.context,
                 tensor_parallel=settings.workers.tensor_parallel,
@@ -106,23 +107,30 @@ class StudentSignal:
         A sample that is too long is a fault, never cut; so is one with no such token, or of which the student gives a
         token no probability.
         """
-        found: list[TokenScores | Fault | None] = [self._unfit(sample) for sample in samples]
+        found: list[TokenScores | Fault | None] = [
+            self.too_long(sample) or _nothing_to_ask(sample) for sample in samples
+        ]
         fit = [position for position, fault in enumerate(found) if fault is None]
         prompts = [samples[position].ids for position in fit]
         starts = [max(1, samples[position].start) for position in fit]
-        for position, scores in zip(fit, self._engine.token_scores(prompts, starts) if fit else [], strict=True):
+        for position, scores in zip(fit, self.engine.token_scores(prompts, starts) if fit else [], strict=True):
             odd = np.count_nonzero(~np.isfinite(scores.logprobs))
             told = f"the student gave {odd:,} of {len(scores.logprobs):,} tokens no probability"
             found[position] = Fault(Status.FAILED, told) if odd else scores
         return Asked([item for item in found if item is not None], len(fit), sum(map(len, prompts)))
 
-    def _unfit(self, sample: EncodedSample) -> Fault | None:
+    def too_long(self, sample: EncodedSample) -> Fault | None:
+        """The fault of a sample that the student cannot take whole."""
         longest = self.settings.context - 1
-        if len(sample.ids) > longest:
-            return Fault(Status.TOO_LONG, f"sample of {len(sample.ids):,} tokens, at most {longest:,}")
-        if len(sample.ids) <= max(1, sample.start):
-            return Fault(Status.FAILED, "no token of the response has one before it")
+        if len(sample.ids) <= longest:
+            return None
+        return Fault(Status.TOO_LONG, f"sample of {len(sample.ids):,} tokens, at most {longest:,}")
+
+
+def _nothing_to_ask(sample: EncodedSample) -> Fault | None:
+    if len(sample.ids) > max(1, sample.start):
         return None
+    return Fault(Status.FAILED, "no token of the response has one before it")
 
 
 @dataclass(frozen=True)

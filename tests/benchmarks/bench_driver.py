@@ -32,7 +32,8 @@ from s2r_ray.index import QUESTIONS_SCHEMA, PoolIndex, Snapshot, candidates_plac
 from s2r_ray.mapping import Mapping
 from s2r_ray.models import ModelRef
 from s2r_ray.pending import find_questions, work_items
-from s2r_ray.pipeline import Done, Plan, index_and_score, rank_and_publish
+from s2r_ray.pipeline import Done, index_and_score, rank_and_publish
+from s2r_ray.plan import Plan
 from s2r_ray.progress import Progress
 from s2r_ray.ranking import parse_weights
 from s2r_ray.readers import Unit

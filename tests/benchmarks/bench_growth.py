@@ -16,7 +16,7 @@ from pathlib import Path
 
 from s2r_ray.cluster import connected
 from s2r_ray.pending import find_questions
-from s2r_ray.pipeline import Plan
+from s2r_ray.plan import Plan
 from s2r_ray.progress import Progress
 from s2r_ray.score import score_missing
 from s2r_ray.selection import rank

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from s2r_ray.config import Config, load_config
-from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS
-from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject
+from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS, WITH_VECTORS
+from s2r_ray.signals.base import Fault, Resources, Scores, Signal, Status, Subject, vector_length
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
 from s2r_ray.worker import score_all, score_table
-from tests.fakes import HashJudge, write_validation_sets
+from tests.fakes import HashJudge, write_queries, write_validation_sets
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ CASES = {
     ),
     "surprisal": Case(SIGNALS["surprisal"], OF_STUDENT, NOT_OF_STUDENT),
     "ifd": Case(SIGNALS["ifd"], OF_STUDENT, NOT_OF_STUDENT),
+    "rds": Case(
+        SIGNALS["rds"],
+        {
+            **OF_STUDENT,
+            "questions alone": {"rds": {"response": None}},
+            "other queries": {"rds": {"question": "response"}},
+        },
+        {**NOT_OF_STUDENT, "most queries": {"rds": {"max_queries": 5}}},
+    ),
     "influence": Case(
         SIGNALS["influence"],
         {
@@ -121,6 +130,7 @@ def config_of(judge: Path, over: dict[str, Any] | None = None) -> Config:
         "influence": {"model": str(judge), "samples": 4, **write_validation_sets(judge.parent)},
         "out": str(judge.parent / "out"),
     }
+    settings["rds"] = {"queries": str(write_queries(judge.parent))}
     for section, values in (over or {}).items():
         old = settings.get(section)
         settings[section] = {**old, **values} if isinstance(old, dict) else values
@@ -160,6 +170,8 @@ def test_names_in_the_tables(tiny_judge: Path) -> None:
     for name, make in SIGNALS.items():
         signal = make(config_of(tiny_judge))
         assert signal.name == name
+        assert (vector_length(signal) > 0) == (name in WITH_VECTORS)
+        assert signal.subject == "sample" or name not in WITH_VECTORS
         further |= {column: name for column in signal.ranked if column != name}
     assert further == FURTHER
 
@@ -224,7 +236,7 @@ def test_fingerprint_is_the_same_in_another_process(tiny_judge: Path) -> None:
         "print(json.dumps({name: make(config).fingerprint() for name, make in SIGNALS.items()}))"
     )
     config = config_of(tiny_judge)
-    settings = json.dumps(config.model_dump(mode="json", include={"judge", "student", "influence", "out"}))
+    settings = json.dumps(config.model_dump(mode="json", include={"judge", "student", "influence", "rds", "out"}))
     done = subprocess.run([sys.executable, "-c", code, settings], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {
         name: make(config).fingerprint() for name, make in SIGNALS.items()
@@ -271,7 +283,7 @@ class Wrapped:
 
     def __init__(self, signal: Signal, trouble: dict[str, BaseException]) -> None:
         self.name, self.subject, self.extras, self.fatal = signal.name, signal.subject, signal.extras, signal.fatal
-        self.ranked = signal.ranked
+        self.ranked, self.vector = signal.ranked, vector_length(signal)
         self.fingerprint, self.resources, self.open = signal.fingerprint, signal.resources, signal.open
         self._signal = signal
         self._trouble = trouble
@@ -297,6 +309,8 @@ def test_bisecting_keeps_the_good_rows(signal: Signal) -> None:
             assert found.values[place] == pytest.approx(plain.values[place], abs=1e-4)
             for name in signal.extras:
                 assert found.extras[name][place] == pytest.approx(plain.extras[name][place], abs=1e-4)
+            if found.vectors is not None and plain.vectors is not None:
+                assert found.vectors[place] == pytest.approx(plain.vectors[place], abs=1e-4)
 
 
 def test_fatal_errors_pass_through(signal: Signal) -> None:

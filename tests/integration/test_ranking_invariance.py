@@ -22,6 +22,7 @@ from scipy.stats import rankdata
 from s2r_ray import parts, pipeline, readers
 from s2r_ray.config import load_config
 from s2r_ray.errors import UsageError
+from s2r_ray.plan import prepare
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord
 from s2r_ray.signals.base import Scores, Subject
@@ -346,7 +347,7 @@ def test_signals_that_the_package_does_not_know(pool: Path, tokenizer_dir: Path,
     record, place = pipeline.run(alone, quiet, signals=[Novelty()])
     assert "novelty" in top_table(record, place)
     with pytest.raises(UsageError, match="label_mass"):
-        pipeline.prepare(load_config(None, {**settings, "weights": {"length": "1"}}), [HashJudge(), HashJudge()])
+        prepare(load_config(None, {**settings, "weights": {"length": "1"}}), [HashJudge(), HashJudge()])
 
 
 def test_output_in_the_pool_is_refused(pool: Path, tokenizer_dir: Path) -> None:
@@ -354,4 +355,4 @@ def test_output_in_the_pool_is_refused(pool: Path, tokenizer_dir: Path) -> None:
     for out in (pool, pool / "selection"):
         settings = {"pools": [{"uri": str(pool)}], "out": str(out), "tokenizer": str(tokenizer_dir)}
         with pytest.raises(UsageError, match="lies in the pool"):
-            pipeline.prepare(load_config(None, settings), [HashJudge()])
+            prepare(load_config(None, settings), [HashJudge()])

@@ -15,6 +15,7 @@ from s2r_ray import pipeline
 from s2r_ray.config import Config, load_config
 from s2r_ray.diff import choose_runs, diff_runs
 from s2r_ray.errors import UsageError
+from s2r_ray.plan import prepare
 from s2r_ray.progress import Progress
 from s2r_ray.storage import Place, StorageOptions
 from s2r_ray.synth import write_pool
@@ -222,7 +223,7 @@ def test_wrong_addresses(
     del pool
     settings = config(pool_uri, out_uri, tokenizer_dir, storage=server.storage())
     with pytest.raises(UsageError, match=r".*") as told:
-        pipeline.prepare(settings, [HashJudge()])
+        prepare(settings, [HashJudge()])
     assert said in str(told.value)
     assert "hush" not in str(told.value)
     assert "\n" not in str(told.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,12 @@ import pytest
 import yaml
 from scipy.stats import rankdata
 
+from s2r_ray.config import load_config
 from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.judge.prompt import load_tokenizer
 from s2r_ray.rethinking import RETHINKING_WORDS, count_rethinking
+from s2r_ray.signals.base import Subject
+from s2r_ray.signals.rds import Rds
 from s2r_ray.trace import reasoning
 from tests.command import assert_told, s2r
 from tests.integration.test_pipeline import summary_of
@@ -132,3 +136,59 @@ def test_a_student_is_asked_about_traces(tmp_path: Path, tiny_judge: Path) -> No
     for name, order in orders.items():
         found = pq.read_table(Path(first["run"]) / "baselines" / name / "top-20pct.parquet")["sample_id"].to_pylist()
         assert found == ids[np.lexsort((*ties, order))[: len(found)]].tolist(), name
+
+
+@pytest.mark.ray
+def test_queries_take_turns(tmp_path: Path, tiny_judge: Path) -> None:
+    """Catches: cosines stored with another sample, turns over samples that are not ranked, in another order or from
+    another file than the one of the run; vectors that get into what is published; a query set from the pool itself
+    that nobody is told of; a `select` that needs the student."""
+    pool, out, queries = tmp_path / "pool", tmp_path / "out", tmp_path / "queries.jsonl"
+    assert s2r("synth", "--rows", "60", "--rows-per-file", "25", "--out", pool).code == 0
+    rows = pq.read_table(pool).to_pylist()
+    fit = next(row for row in rows if row["correctness_math_verify"][0] and row["is_reasoning_complete"][0])
+    pairs = [(f"{number} + 1 = ?", f"It is {number}. " * number) for number in range(1, 5)]
+    pairs += [(fit["problem"], fit["generations"][0]), (fit["problem"], "Who knows.")]
+    queries.write_text("".join(json.dumps({"q": question, "r": response}) + "\n" for question, response in pairs))
+    settings: dict[str, Any] = {
+        "signals": [],
+        "weights": {"rds": 1},
+        "candidates": "all",
+        "student": {"model": str(tiny_judge), "engine": "transformers"},
+        "rds": {"queries": str(queries), "question": "q", "response": "r"},
+    }
+    said = s2r("run", "--json", "--pool", pool, "--out", out, "--config", config(tmp_path, **settings), timeout=300)
+    assert said.code == 0, said.err
+    assert "of the 6 rds.queries, 2 are questions of the pool, 1 with their response" in " ".join(said.err.split())
+    moved = queries.rename(tmp_path / "moved.jsonl")
+    names = ["--baseline", "round_robin:rds", "--baseline", "rds", "--budget", "30%"]
+    found = summary_of("select", "--out", out, "--config", config(tmp_path, **settings), *names)
+
+    ranking = pq.read_table(Path(found["run"]) / "ranking")
+    assert "vector" not in ranking.column_names
+    signal = Rds.from_config(load_config(None, {**settings, "rds": {**settings["rds"], "queries": str(moved)}}))
+    signal.open()
+    texts = [rows_of(pool, row) for row in ranking.to_pylist()]
+    vectors = signal.score([Subject(b"", *text) for text in texts]).vectors
+    assert vectors is not None
+    vectors = np.round(vectors * 2**20) / 2**20
+    assert np.abs(ranking["rds"].to_numpy() - vectors.max(axis=1)).max() <= 2.0**-18
+    ids = ranking["sample_id"].to_pylist()
+    manifest = pq.read_table(Path(found["baselines"]["round_robin:rds"]["30"]))
+    assert "vector" not in manifest.column_names
+    taken: list[int] = []
+    for turn, name in enumerate(manifest["sample_id"].to_pylist()):
+        left = [row for row in range(len(ids)) if row not in taken]
+        best = max(vectors[row, turn % len(pairs)] for row in left)
+        row = ids.index(name)
+        assert row in left
+        assert vectors[row, turn % len(pairs)] >= best - 2.0**-18, "another batch moves the last bits of a cosine"
+        taken.append(row)
+    assert len(taken) == len(ids) * 3 // 10
+    assert vectors[taken[4], 4] == pytest.approx(1, abs=1e-5), "the query that is in the pool takes itself"
+
+
+def rows_of(pool: Path, row: dict[str, Any]) -> tuple[str, str]:
+    """Question and response of a ranked row."""
+    found = pq.read_table(pool / row["file"], columns=["problem", "generations"]).slice(row["row"], 1).to_pylist()[0]
+    return found["problem"], found["generations"][row["generation"]]

@@ -11,10 +11,11 @@ import pytest
 
 from s2r_ray.config import load_config
 from s2r_ray.errors import UsageError
-from s2r_ray.pipeline import Scored, _write_scored, select
+from s2r_ray.pipeline import select
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord
 from s2r_ray.ranking import Better
+from s2r_ray.scored import Scored, write_scored
 from s2r_ray.storage import Place
 from s2r_ray.store import fingerprint_digest
 from tests.made_runs import JUDGE, further_fingerprint, made_run
@@ -37,12 +38,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> str:
             "extras": list(JUDGE.extras) if name == JUDGE.name else [],
             "subject": "question" if name == JUDGE.name else "sample",
             "ranked": ranked[name],
+            "vector": 0,
             "fingerprint": found,
         }
         for name, found in prints.items()
     }
     index = {"tokenizer": "t", "fingerprints": [], "labels": ["kind"], "stated": ["verified"]}
-    _write_scored(run.out, Scored(snapshot, stores, index, run.record.config, {"questions": 200, "samples": 200}))
+    write_scored(run.out, Scored(snapshot, stores, index, run.record.config, {"questions": 200, "samples": 200}))
     return run.out.uri
 
 

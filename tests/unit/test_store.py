@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,3 +257,36 @@ def test_damaged_parts_are_not_put_together(tmp_path: Path) -> None:
     store.put_together()
     assert len(store.parts()) == 2
     assert len(store.settled(key_set(key(1))).damaged) == 1
+
+
+def test_vectors_stay_with_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a vector that is another key's after small parts were put together, one for a key that has no score,
+    damage in vectors that costs those who need none, or that goes unseen."""
+    monkeypatch.setattr("s2r_ray.store._SMALL_PARTS", 2)
+    store = ScoreStore.at(Place.of(tmp_path), "near", "0" * 32, (), "sample", 3)
+    numbers = np.arange(30, dtype="<f4").reshape(10, 3) / 4
+    for part in np.split(np.arange(10), [3, 4]):
+        rows = [make(int(number), None if number == 5 else number / 2) for number in part]
+        for row, number in zip(rows, part, strict=True):
+            del row["label_mass"]
+            row["vector"] = None if number == 5 else numbers[number].tobytes()
+        store.append(pa.Table.from_pylist(rows, store.schema()))
+
+    def held() -> dict[bytes, tuple[float, list[float]]]:
+        pairs = [pair for rows, vectors in store.vectors() for pair in zip(rows.to_pylist(), vectors, strict=True)]
+        return {row["key"]: (row["value"], vector.tolist()) for row, vector in pairs}
+
+    expected = {key(number): (number / 2, numbers[number].tolist()) for number in range(10) if number != 5}
+    assert held() == expected
+    store.put_together()
+    (part,) = store.parts()
+    assert held() == expected
+
+    file = tmp_path / "scores" / "near" / ("0" * 32) / part
+    data = bytearray(file.read_bytes())
+    at = pq.ParquetFile(file).metadata.row_group(0).column(store.schema().names.index("vector"))
+    data[at.data_page_offset + at.total_compressed_size - 3] ^= 1
+    file.write_bytes(bytes(data))
+    assert store.settled(key_set(*expected)).mask.all()
+    with pytest.raises(DamagedError):
+        held()
