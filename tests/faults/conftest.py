@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from s2r_ray.storage import Place, StorageOptions
+from s2r_ray.store import ScoreStore
 from s2r_ray.synth import write_pool
+from s2r_ray.tables import read_own
 from tests.conftest import ROOT
 from tests.faults.proxy import Proxy
 from tests.object_store import s3_server
@@ -212,6 +214,18 @@ def undisturbed(
 def score_parts(out: Place) -> list[str]:
     """The parts of all score stores, sorted."""
     return [file.path for file in out.child("scores").files() if file.path.endswith(".parquet")]
+
+
+def take_apart(out: Place) -> None:
+    """Make eight parts of each one of the score stores, as if they had not been put together."""
+    for name in score_parts(out):
+        whole = out.child("scores", name)
+        table = read_own(whole)
+        store = ScoreStore(Place(whole.uri.rpartition("/")[0]), tuple(table.column_names[2:-2]))
+        size = -(-table.num_rows // 8)
+        for start in range(0, table.num_rows, size):
+            store.append(table.slice(start, size))
+        whole.delete()
 
 
 def judged_rows(out: Place) -> list[bytes]:

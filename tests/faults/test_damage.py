@@ -16,7 +16,7 @@ from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.progress import Progress
 from s2r_ray.storage import Place
 from tests.command import results
-from tests.faults.conftest import Cluster, job, judged_rows, published, score_parts
+from tests.faults.conftest import Cluster, job, judged_rows, published, score_parts, take_apart
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -36,6 +36,7 @@ def test_damaged_files_are_made_anew(
     out = Place.of(tmp_path / "out")
     running.start()
     assert running.wait() == 0, running.log()
+    take_apart(out)
     index = tmp_path / "out" / "index"
     victims = [
         tmp_path / "out" / "scores" / score_parts(out)[3],
@@ -69,6 +70,7 @@ def test_files_that_are_whole_but_wrong(
     or taken for what it is called; counts of the last pass alone where damage was repaired on the way."""
     shutil.copytree(undisturbed[0].uri, tmp_path / "out")
     out = Place.of(tmp_path / "out")
+    take_apart(out)
     candidates, questions = (sorted((tmp_path / "out" / "index").rglob(f"*.{kind}.parquet"))
                              for kind in ("candidates", "questions"))  # fmt: skip
     parts = [tmp_path / "out" / "scores" / part for part in score_parts(out)]
