@@ -114,7 +114,7 @@ def test_many_publish_at_once(proxy: Proxy, fresh: Place) -> None:
     ids = sorted(new_run_id() for _ in range(12))
 
     def one(run_id: str) -> None:
-        record = RunRecord(run_id, "", {}, [], "", {}, {}, {"indexed": 0, "ranked": 0})
+        record = RunRecord(run_id, "", {}, [], "", {}, {}, counts={"indexed": 0, "ranked": 0})
         publish(fresh, fresh.child("runs", run_id), record)
 
     with ThreadPoolExecutor(4) as threads:
@@ -201,7 +201,7 @@ def test_the_store_dies_between_two_writes(
     assert results(run) == results(published(undisturbed[0])[1])
     assert record["counts"]["difficulty_reused"] >= stored
     assert len(judged_rows(out)) == undisturbed[1], "nothing was judged twice"
-    assert len(score_parts(out)) > 5
+    assert len(score_parts(out)) == 1, "they were put together at the end"
     assert json.loads(out.child("latest.json").read_bytes())["run_id"] == record["run_id"]
 
 

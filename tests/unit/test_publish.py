@@ -13,7 +13,7 @@ from s2r_ray.storage import Place
 
 
 def record(run_id: str, **counts: int) -> RunRecord:
-    return RunRecord(run_id, "", {}, [], "", {}, {}, counts or {"indexed": 0, "ranked": 0})
+    return RunRecord(run_id, "", {}, [], "", {}, {}, counts=counts or {"indexed": 0, "ranked": 0})
 
 
 def test_latest_only_moves_forward(tmp_path: Path) -> None:
