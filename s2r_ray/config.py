@@ -452,7 +452,7 @@ def _share(value: Any) -> str:
 
 
 def load_config(file: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """The configuration file with the options laid over it; nested options replace single keys.
+    """The configuration file with the options laid over it; nested options replace single keys, weights all weights.
 
     Raises:
         UsageError: the file cannot be read, or a key or value is wrong; says which and what was expected.
@@ -491,7 +491,10 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        nested = key != "weights"  # these belong together
+        if nested and isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        result[key] = value
     return result
 
 

@@ -305,7 +305,7 @@ def _check_comparison(text: str, compared: Comparison, kinds: Mapping[str, Kind]
             said = f"{side.name} is a flag: write it alone, as `{side.name}` or `not {side.name}`"
             raise _refused(text, side.at, said)
         if kind != found[0]:
-            first = _told(sides[0], found[0])
+            first = _told(sides[0], found[0]).removesuffix(",")
             raise _refused(text, side.at, f"{_told(side, kind)} is compared with {first}")
     if found[0] == "text" and compared.sign in _ORDER:
         raise _refused(text, compared.left.at, f"text is compared by ==, != and in, not by {compared.sign}")

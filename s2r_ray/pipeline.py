@@ -43,7 +43,16 @@ from s2r_ray.readers import Unit
 from s2r_ray.report.page import write_report
 from s2r_ray.retries import take_repeated
 from s2r_ray.score import Judged, score_missing
-from s2r_ray.scored import Scored, better_of, file_counts, named_stores, nothing_done, read_scored, write_scored
+from s2r_ray.scored import (
+    Scored,
+    better_of,
+    check_weights,
+    file_counts,
+    named_stores,
+    nothing_done,
+    read_scored,
+    write_scored,
+)
 from s2r_ray.selection import rank
 from s2r_ray.signals.base import Resources, Signal, vector_length
 from s2r_ray.storage import Place
@@ -150,6 +159,7 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     scored = read_scored(out)
     scored = replace(scored, stores=named_stores(config, scored))
     better = better_of(config, scored)
+    check_weights(config, scored)
     weights = parse_weights(config.weights, list(better))
     labels, stated = (scored.index.get(name, []) for name in ("labels", "stated"))
     with_vectors = [name for name, about in scored.stores.items() if about["vector"]]

@@ -74,7 +74,8 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
     columns = [*names, *(column for column, name in further.items() if name in names and column not in names)]
     columns += INDEX_SIGNALS
     with_vectors = WITH_VECTORS if signals is None else [signal.name for signal in signals if vector_length(signal)]
-    weights = parse_weights(config.weights, columns)
+    every = [*SIGNALS, *FURTHER, *INDEX_SIGNALS] if signals is None else columns
+    weights = parse_weights(config.weights, every)  # those of the table that are named are among the columns
     tokenizer = find_tokenizer(config.tokenizer, storage=config.storage.options())
     pools: list[PoolIndex] = []
     units: list[Unit] = []

@@ -18,6 +18,7 @@ order of rows with equal joint ranks, and the rounding of budgets are this proje
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -317,7 +318,9 @@ def parse_weights(weights: Mapping[str, Number], known: Collection[str]) -> Weig
     """
     unknown = sorted(set(weights) - set(known))
     if unknown:
-        raise UsageError(f"weight for unknown signal {', '.join(unknown)}; signals of this run: {', '.join(known)}")
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"; did you mean {close[0]}?" if close else "."
+        raise UsageError(f"weight for unknown signal {', '.join(unknown)}{meant} Signals here: {', '.join(known)}")
     names = tuple(name for name in known if name in weights)
     exact = [_exact(weights[name], f"weight {name}") for name in names]
     for name, weight in zip(names, exact, strict=True):

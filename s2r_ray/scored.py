@@ -16,7 +16,7 @@ from s2r_ray.index import (
 from s2r_ray.plan import named_columns, needed_signals
 from s2r_ray.ranking import Better
 from s2r_ray.readers import Unit
-from s2r_ray.signals import INDEX_SIGNALS
+from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS
 from s2r_ray.storage import Place
 
 
@@ -49,6 +49,21 @@ def named_stores(config: Config, scored: Scored) -> dict[str, dict[str, Any]]:
         for name, about in scored.stores.items()
         if not names.isdisjoint((name, *about["extras"], *about["ranked"]))
     }
+
+
+def check_weights(config: Config, scored: Scored) -> None:
+    """See whether what weights name has scores.
+
+    Raises:
+        UsageError: a signal of the table has none here. Of other names `parse_weights` tells.
+    """
+    there = better_of(config, scored)
+    absent = [name for name in config.weights if name not in there and name in (*SIGNALS, *FURTHER)]
+    if absent:
+        raise UsageError(
+            f"weight for {', '.join(absent)}, which has no scores in what was scored last here; `s2r run` or "
+            f"`s2r score` with this weight computes them. Scored: {', '.join(there)}"
+        )
 
 
 def better_of(config: Config, scored: Scored) -> dict[str, Better]:

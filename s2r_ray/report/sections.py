@@ -59,11 +59,11 @@ def sections(record: RunRecord, statistics: Statistics, examples: Examples) -> l
     budgets = figures.series(statistics.budgets)
     found = [
         _run(record, statistics),
-        _signals(statistics, budgets),
+        _signals(record, statistics, budgets),
         _lengths(statistics, budgets),
         _choice(record, statistics, budgets),
         _together(record, statistics),
-        _shares(statistics, budgets),
+        _shares(record, statistics, budgets),
         _cutoffs(record, statistics),
         _samples(examples),
         _left_out(record, examples),
@@ -131,7 +131,7 @@ def _stages(record: RunRecord) -> Iterator[tuple[str, ...]]:
 # --- the signals ----------------------------------------------------------------------------------
 
 
-def _signals(statistics: Statistics, budgets: Sequence[figures.Series]) -> Section:
+def _signals(record: RunRecord, statistics: Statistics, budgets: Sequence[figures.Series]) -> Section:
     shown = []
     for name, histogram in statistics.histograms.items():
         if name in statistics.signals and name != "length":
@@ -178,7 +178,7 @@ def _signals(statistics: Statistics, budgets: Sequence[figures.Series]) -> Secti
     )
     table = Table("Spread, ties and saturation: quantiles, distinct values, and shares of the rows", head, facts)
     text = [
-        "From here on, grey stands for all ranked traces: those that passed the guards.",
+        f"From here on, grey stands for all ranked traces: those that passed the guards{_and_filter(record)}.",
         "Rows of the same value share a rank: a signal with many ties, or with many rows at one end of its scale, "
         "cannot tell these rows apart.",
     ]
@@ -446,7 +446,7 @@ def _together(record: RunRecord, statistics: Statistics) -> Section | None:
 # --- shares ---------------------------------------------------------------------------------------
 
 
-def _shares(statistics: Statistics, budgets: Sequence[figures.Series]) -> Section | None:
+def _shares(record: RunRecord, statistics: Statistics, budgets: Sequence[figures.Series]) -> Section | None:
     shown = [
         _share_figure(number, name, statistics, budgets)
         for number, (name, found) in enumerate(statistics.indexed.items())
@@ -455,10 +455,14 @@ def _shares(statistics: Statistics, budgets: Sequence[figures.Series]) -> Sectio
     if not shown:
         return None
     text = (
-        "All traces are those of the pool, ranked are those that passed the guards: from the one to the other is the "
-        "guards' doing, from there to the budgets the ranking's.",
+        f"All traces are those of the pool, ranked are those that passed the guards{_and_filter(record)}: from the one "
+        "to the other is the doing of these, from there to the budgets the ranking's.",
     )
     return Section("shares", "Who is selected", text, (), shown)
+
+
+def _and_filter(record: RunRecord) -> str:
+    return " and the filter" if record.filter else ""
 
 
 def _share_figure(number: int, name: str, statistics: Statistics, budgets: Sequence[figures.Series]) -> Figure:

@@ -269,3 +269,12 @@ def test_workers_that_contradict_themselves(workers: dict[str, Any], said: str) 
         load_config(None, {"workers": workers})
     assert said in str(error.value)
     assert "hush" not in str(error.value)
+
+
+def test_weights_of_an_option_stand_alone(tmp_path: Path) -> None:
+    """Catches: `--weight rsr=1` to which the file's other weights are added."""
+    file = tmp_path / "c.yaml"
+    file.write_text("weights: {difficulty: 0.2, length: 0.8}\nguards: {verified: false, complete: false}\n")
+    config = load_config(str(file), {"weights": {"rsr": "1"}, "guards": {"complete": True}})
+    assert config.weights == {"rsr": "1"}
+    assert (config.guards.verified, config.guards.complete) == (False, True)

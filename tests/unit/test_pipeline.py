@@ -82,7 +82,11 @@ def test_what_is_named_is_combined(out: str) -> None:
         ({"filter": "rethinking < 1"}, "no rethinking; it has no scores here; `s2r run` with this filter"),
         ({"filter": "kind < 1"}, "the number 1 is compared with kind, a text"),
         ({"filter": "rsr <"}, "filter: rsr <: at character 6: invalid syntax"),
-        ({"weights": {"surprisal": 1}}, "weight for unknown signal surprisal; signals of this run: length"),
+        (
+            {"weights": {"surprisal": 1}},
+            "weight for surprisal, which has no scores in .* Scored: length",
+        ),
+        ({"weights": {"lenght": 1}}, r"weight for unknown signal lenght; did you mean length\? Signals here: length"),
     ],
 )
 def test_what_is_not_there(settings: dict[str, Any], told: str, out: str) -> None:

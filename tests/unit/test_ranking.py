@@ -416,7 +416,7 @@ def test_unweighted_signal_is_ranked_but_not_counted_in() -> None:
         ({"a": "1e999999999"}, "between 1e-12 and 1e12"),
         ({"a": "a quarter"}, "a decimal number was expected"),
         ({"a": True}, "a decimal number was expected"),
-        ({"c": 1}, "unknown signal c; signals of this run: a, b"),
+        ({"c": 1}, "unknown signal c. Signals here: a, b"),
     ],
 )
 def test_bad_weights(weights: dict[str, Any], message: str) -> None:
