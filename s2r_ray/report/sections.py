@@ -520,10 +520,16 @@ def _cutoffs(record: RunRecord, statistics: Statistics) -> Section:
         for name, found in statistics.noise.items()
         if found
     )
+    unknown = [_words(name) for name, found in statistics.noise.items() if not found]
     text = [
         "Tied rows have the joint rank of the last selected one: the longer trace came first, then the sample id. "
         "Rows within the judge's noise would change sides if their own scores moved as far as scores do when the same "
-        f"is judged in another batch{f' ({noise})' if noise else ''}."
+        f"is judged in another batch{f' ({noise})' if noise else ''}. "
+        + (
+            f"It was not measured for {', '.join(unknown)}, which has a weight, so they are not counted."
+            if unknown
+            else ""
+        )
     ]
     return Section("cutoffs", "At the cut-offs", text, (Table("Rows at the cut-offs", head, rows),))
 
