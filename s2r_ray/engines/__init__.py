@@ -23,15 +23,15 @@ class EngineError(S2RError):
 class EngineSettings:
     """What an engine needs to know.
 
-    `model` is a local folder. `kind` says what it is asked: a judge for two labels or for its head's logit, a student
-    for the tokens of a text or for its states. `context` is the longest prompt plus one token, in tokens.
-    `deterministic`: an answer depends on its prompt alone, to the last bit, not on what else is in the batch (on the
-    same device, libraries and number of threads). `batch_tokens`: of a student, how many go through it at once; longer
-    texts go in pieces.
+    `model` is a local folder. `kind` says what it is asked: a judge for two labels or for its head's logit, a base
+    model for solutions, a student for the tokens of a text or for its states. `context` is the longest prompt plus one
+    token, in tokens. `deterministic`: an answer depends on its prompt alone, to the last bit, not on what else is in
+    the batch (on the same device, libraries and number of threads). `batch_tokens`: of a student, how many go through
+    it at once; longer texts go in pieces.
     """
 
     model: str
-    kind: Literal["labels", "head", "student", "states"]
+    kind: Literal["labels", "head", "sampler", "student", "states"]
     dtype: str
     context: int
     tensor_parallel: int = 1
@@ -43,7 +43,7 @@ class EngineSettings:
     @property
     def role(self) -> str:
         """What the model is called in errors."""
-        return "student" if self.kind in ("student", "states") else "judge"
+        return {"student": "student", "states": "student", "sampler": "base model"}.get(self.kind, "judge")
 
 
 @dataclass(frozen=True)

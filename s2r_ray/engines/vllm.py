@@ -51,7 +51,7 @@ class VllmEngine:
             # Prompts come as token ids; only the pooling runner insists on a tokenizer.
             "skip_tokenizer_init": settings.kind not in ("head", "states"),
             "disable_log_stats": True,
-            "enable_prefix_caching": settings.kind == "labels" and not settings.deterministic,
+            "enable_prefix_caching": settings.kind in ("labels", "sampler") and not settings.deterministic,
             "enforce_eager": on_cpu,
             "seed": 0,
         }

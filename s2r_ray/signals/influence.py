@@ -107,6 +107,11 @@ class Influence:
             influence.model, influence.revision, trust_remote_code=trust, storage=storage, role="tuned student"
         )
         sets = [_read_set(influence, name, storage) for name in _SETS]
+        both = set(sets[0]).intersection(sets[1])
+        if both:
+            raise UsageError(
+                f"influence.fixed and influence.broke have {len(both):,} pairs in common; tuning cannot have done both"
+            )
         names, parameters = find_modules(model.folder, influence.modules, trust_remote_code=trust)
         settings = InfluenceSettings(
             influence=influence,

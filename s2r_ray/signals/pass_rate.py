@@ -73,6 +73,12 @@ class PassRate:
         trust, storage = rollouts.trust_remote_code, config.storage.options()
         model = find_model(rollouts.model, rollouts.revision, trust_remote_code=trust, storage=storage, role="rollouts")
         about = model.config()
+        positions, needed = about.get("max_position_embeddings"), rollouts.max_prompt_tokens + rollouts.max_tokens
+        if positions and needed > positions:
+            raise UsageError(
+                f"rollouts {rollouts.model}: it has {positions:,} positions, and rollouts.max_prompt_tokens and "
+                f"rollouts.max_tokens together are {needed:,}; lower them"
+            )
         if is_classifier(about):
             raise UsageError(f"rollouts {rollouts.model}: it is {about.get('architectures')}, which writes no text")
         dtype = (stated_dtype(about) or "auto") if rollouts.dtype == "auto" else rollouts.dtype
@@ -115,7 +121,7 @@ class PassRate:
             rollouts.engine,
             EngineSettings(
                 model=str(folder),
-                kind="labels",
+                kind="sampler",
                 dtype=self.settings.dtype,
                 context=rollouts.max_prompt_tokens + rollouts.max_tokens,
                 tensor_parallel=self.settings.workers.tensor_parallel,

@@ -59,6 +59,7 @@ def test_what_is_missing_is_told_first(settings: dict[str, Any], tmp_path: Path)
         ({"broke": ""}, "influence.broke is not set"),
         ({"fixed": str(tmp_path / "empty.jsonl")}, "influence.fixed: .* has no rows"),
         ({"question_column": "q"}, "influence.fixed: .* has no column 'q'"),
+        ({"broke": settings["influence"]["fixed"]}, r"influence.fixed and influence.broke have \d+ pairs in common"),
         ({"modules": "attention"}, "'attention' is in no name of a linear layer"),
     ):
         with pytest.raises(UsageError, match=told):

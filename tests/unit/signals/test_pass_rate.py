@@ -20,7 +20,7 @@ from s2r_ray.store import fingerprint_digest
 
 
 def signal(model: Path, **settings: Any) -> PassRate:
-    rollouts = {"model": str(model), "engine": "transformers", "n": 4, **settings}
+    rollouts = {"model": str(model), "engine": "transformers", "n": 4, "max_tokens": 64, **settings}
     return PassRate.from_config(load_config(None, {"rollouts": rollouts}))
 
 
@@ -135,3 +135,10 @@ def test_the_reference_engine_draws(tiny_judge: Path) -> None:
     likeliest = [max(row, key=lambda token: row[token]) for row in engine.top_two(prompts)]
     assert [answers[0].ids[0] for answers in greedy] == likeliest
     assert np.all([not answers[0].finished for answers in greedy])
+
+
+def test_more_tokens_than_the_model_has_positions(tiny_judge: Path) -> None:
+    """Catches: settings that the engine refuses after minutes, in words of its own."""
+    with pytest.raises(UsageError, match=r"it has 2,048 positions, .* together are 2,049; lower them"):
+        signal(tiny_judge, max_prompt_tokens=1024, max_tokens=1025)
+    signal(tiny_judge, max_prompt_tokens=1024, max_tokens=1024)
