@@ -48,7 +48,7 @@ def test_every_option_says_what_it_is_and_its_default(words: tuple[str, ...]) ->
         assert parameter.help, f"{where} has no help"
         assert parameter.help.endswith("."), f"{where}: {parameter.help}"
         switch = getattr(parameter, "is_flag", False)
-        has_none = switch or parameter.required or parameter.name in ("config", "pool", "out")
+        has_none = switch or parameter.required or parameter.name in ("config", "pool", "out", "base_model")
         shown = isinstance(parameter.show_default, str) or (parameter.show_default and parameter.default is not None)
         assert has_none or shown, f"{where} does not say its default"
         assert not (switch and parameter.show_default is not True and parameter.default), f"{where} is on by default"
