@@ -125,7 +125,7 @@ SETTINGS: Mapping[str, Setting] = {
     "engine": Setting("judge.engine", Literal["vllm", "transformers"], "What runs the judge.", default="vllm"),
     "base_model": Setting("rollouts.model", str, "Folder, s3:// or hub id of the model that solves.", "MODEL"),
     "rollouts": Setting("rollouts.n", int, "Solutions drawn for each question.", "COUNT", "8"),
-    "questions": Setting("rollouts.questions", int, "Questions at the most, drawn by lot.", "COUNT"),
+    "questions": Setting("rollouts.questions", int, "Questions at the most, drawn by lot.", "COUNT", "none"),
     "weight": Setting(
         "weights",
         list[str],
