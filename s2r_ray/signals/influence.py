@@ -56,6 +56,7 @@ _SETS = ("fixed", "broke")
 _OPERATIONS = 8
 """Per parameter and token: 2 forward, 4 backward (Kaplan and others, arXiv 2001.08361), and 2 for computing activations
 anew. Attention's own part, which grows with the length, is not in it."""
+_LEAST_HOURS = 0.1
 _FITTING_PASSES = 2
 _MOST_PAIRS = 100_000
 
@@ -197,10 +198,11 @@ class Influence:
         samples = workload.samples + fitted + sum(size for _, size in settings.sets)
         operations = _OPERATIONS * settings.parameters * mean * samples
         hours = operations / (settings.influence.teraflops * 1e12) / 3600
+        time = f"{hours:,.2g} hours" if hours >= _LEAST_HOURS else f"less than {_LEAST_HOURS} hours"
         return (
             f"{workload.samples:,} samples of {mean:,.0f} tokens through {settings.parameters:,} parameters, and "
             f"{fitted:,} passes to fit the curvature: {operations:.1e} operations ({_OPERATIONS} for each parameter "
-            f"and token), {hours:,.2g} hours of workers at {settings.influence.teraflops:g}e12 a second."
+            f"and token), {time} of workers at {settings.influence.teraflops:g} × 10^12 a second (influence.teraflops)."
         )
 
     def to_prepare(self) -> int:

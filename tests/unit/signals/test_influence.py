@@ -70,13 +70,15 @@ def test_what_is_missing_is_told_first(settings: dict[str, Any], tmp_path: Path)
 
 def test_the_cost_is_told_and_bounded(settings: dict[str, Any]) -> None:
     """Catches: GPU days that begin unasked; a sum that is off by a factor."""
-    signal = influence(settings, limit=1000, teraflops=1e-3, samples=500)
+    signal = influence(settings, limit=1000, teraflops=1e-5, samples=500)
     parameters = signal.settings.parameters
     (told,) = signal.announce(work(1000, 300_000, "Who?"))
     operations = 8 * parameters * 300 * (1000 + 2 * 500 + 3 + 3)
     assert f"1,000 samples of 300 tokens through {parameters:,} parameters, and 1,000 passes" in told
     assert f"{operations:.1e} operations" in told
-    assert f"{operations / 1e9 / 3600:,.2g} hours" in told
+    assert f"{operations / 1e7 / 3600:,.2g} hours" in told
+    (quick,) = influence(settings, teraflops=1e3).announce(work(10, 3_000, "Who?"))
+    assert "less than 0.1 hours" in quick
     with pytest.raises(UsageError, match=r"1,001 samples of .*hours.* more than influence.limit, 1,000 samples"):
         signal.announce(work(1001, 300_000, "Who?"))
 
