@@ -38,6 +38,7 @@ class SignalWorker:
         self._hang_seconds = hang_seconds
         self._name = uuid.uuid4().hex
         self._replaced = is_replacement()
+        self._lost = ""
         self._noise_seen = bool(getattr(signal, "drawn", False))
         self._since = time.monotonic()
         with dies_when_hung(hang_seconds):
@@ -52,6 +53,8 @@ class SignalWorker:
         Raises:
             WorkersLostError: the signal is not fit to go on.
         """
+        if self._lost:  # the batch that waited here: an engine that failed may never come back
+            raise WorkersLostError(self._lost)
         self._spent("idle")
         started = time.monotonic()
         subjects = subjects_of(table)
@@ -60,7 +63,8 @@ class SignalWorker:
             with dies_when_hung(self._hang_seconds):
                 scores = score_all(self._signal, subjects)
         except self._signal.fatal as error:
-            raise WorkersLostError(f"{type(error).__name__}: {error}") from error
+            self._lost = f"{type(error).__name__}: {error}"
+            raise WorkersLostError(self._lost) from error
         scored = score_table(self._signal, subjects, scores)
         self._store.append(scored)
         self._tell(scored, scores)

@@ -236,12 +236,18 @@ def test_worker(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_leaves_nothing(tmp_path: Path) -> None:
-    """Catches: a batch marked as judged by an engine that was dead."""
+    """Catches: a batch marked as judged by an engine that was dead; the batch that waited behind it asked of the same
+    engine, which may spin for ever."""
     signal = Lengths()
     store = ScoreStore.of(Place.of(tmp_path), signal)
     batch = pa.table({"key": pa.array([b"0" * 16], pa.binary(16)), "question": ["dead"]})
     with pytest.raises(WorkersLostError, match="Dead: no heartbeat"):
-        SignalWorker(signal, store, hang_seconds=60)(batch)
+        worker = SignalWorker(signal, store, hang_seconds=60)
+        worker(batch)
+    assert signal.calls == 1
+    with pytest.raises(WorkersLostError, match="Dead: no heartbeat"):
+        worker(pa.table({"key": pa.array([b"1" * 16], pa.binary(16)), "question": ["fine"]}))
+    assert signal.calls == 1
     assert store.parts() == []
 
 
