@@ -241,8 +241,8 @@ def test_a_worker_that_dies_leaves_nothing(tmp_path: Path) -> None:
     signal = Lengths()
     store = ScoreStore.of(Place.of(tmp_path), signal)
     batch = pa.table({"key": pa.array([b"0" * 16], pa.binary(16)), "question": ["dead"]})
+    worker = SignalWorker(signal, store, hang_seconds=60)
     with pytest.raises(WorkersLostError, match="Dead: no heartbeat"):
-        worker = SignalWorker(signal, store, hang_seconds=60)
         worker(batch)
     assert signal.calls == 1
     with pytest.raises(WorkersLostError, match="Dead: no heartbeat"):
