@@ -50,6 +50,7 @@ from s2r_ray.scored import (
     file_counts,
     named_stores,
     nothing_done,
+    other_settings,
     read_scored,
     write_scored,
 )
@@ -167,6 +168,8 @@ def select(config: Config, progress: Progress) -> tuple[RunRecord, Place]:
     columns = [column for name, about in scored.stores.items() for column in (name, *about["extras"])]
     check_row_filter(config, columns, list(better), stated, labels)
     chosen = recorded_config(config)
+    for said in other_settings(config, scored):
+        progress.say(f"warning: {said}")
     scored.config.update({name: chosen[name] for name in _OF_SELECTION})
     scored = replace(scored, counts=nothing_done(scored), seconds={})
     try:

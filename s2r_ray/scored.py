@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from s2r_ray.config import Config
@@ -18,6 +18,9 @@ from s2r_ray.ranking import Better
 from s2r_ray.readers import Unit
 from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS
 from s2r_ray.storage import Place
+
+_OF_SCORES = ("judge", "student", "rethinking", "rds", "influence")
+"""Sections of the configuration that scores depend on."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,21 @@ def check_weights(config: Config, scored: Scored) -> None:
         )
 
 
+def other_settings(config: Config, scored: Scored) -> list[str]:
+    """What the configuration says of models and signals, and was otherwise when they were scored."""
+    now = config.model_dump(mode="json")
+    told = []
+    for name in _OF_SCORES:
+        section, then = getattr(config, name), scored.config.get(name) or {}
+        for key in sorted(section.model_fields_set & then.keys()):
+            if now[name][key] != then[key]:
+                told.append(
+                    f"{name}.{key} is {now[name][key]} in the configuration, and was {then[key]} when this was scored; "
+                    "`s2r select` ranks what was scored, `s2r run` scores anew"
+                )
+    return told
+
+
 def better_of(config: Config, scored: Scored) -> dict[str, Better]:
     """What is better in each column that gets ranks: as the signals say, unless the configuration says otherwise."""
     better = {column: side for about in scored.stores.values() for column, side in about["ranked"].items()}
@@ -91,12 +109,26 @@ def nothing_done(scored: Scored) -> dict[str, Any]:
 
 
 def write_scored(out: Place, scored: Scored) -> None:
-    """Snapshots are kept by content, so that an older run can be ranked again; `scored.json` names the last."""
+    """Snapshots are kept by content, so that an older run can be ranked again; `scored.json` names the last.
+
+    What was scored before of the same snapshot, and not now, stays in it: all of it can be combined.
+    """
+    scored = _with_earlier(out, scored)
     data = scored.snapshot.to_json()
     digest = scored.snapshot.digest()
     snapshot_place(out, digest).write_bytes(data)
     rest = {name: value for name, value in vars(scored).items() if name != "snapshot"}
     out.child("index", "scored.json").write_bytes(json.dumps({"snapshot": digest, **rest}, indent=1).encode())
+
+
+def _with_earlier(out: Place, scored: Scored) -> Scored:
+    try:
+        earlier = read_scored(out)
+    except UsageError:  # none, or damaged
+        return scored
+    if earlier.snapshot != scored.snapshot or earlier.index != scored.index:
+        return scored
+    return replace(scored, stores=earlier.stores | scored.stores, counts=earlier.counts | scored.counts)
 
 
 def read_scored(out: Place) -> Scored:

@@ -114,7 +114,9 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
             history.append({"epoch": round(state.epoch or 0), "spearman": metrics["eval_spearman"]})
             history[-1]["loss"] = metrics["eval_loss"]
             if state.is_world_process_zero:
-                line = f"held out: loss {metrics['eval_loss']:.4f}, spearman {metrics['eval_spearman']:.4f}"
+                found = metrics["eval_spearman"]
+                told = f"{found:.4f}" if found > -1 else "undefined, all scores are the same"
+                line = f"held out: loss {metrics['eval_loss']:.4f}, spearman {told}"
                 progress(f"epoch {history[-1]['epoch']} of {config.epochs}: {line}")
 
     checkpoints = out_dir / ".checkpoints"  # one folder for all processes of a training

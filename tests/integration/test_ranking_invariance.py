@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import rankdata
 
-from s2r_ray import parts, pipeline, readers
+from s2r_ray import parts, pipeline, plan, readers
 from s2r_ray.config import load_config
 from s2r_ray.errors import UsageError
 from s2r_ray.plan import prepare
@@ -168,7 +168,7 @@ def test_order_of_listing(
         return units
 
     monkeypatch.setattr(readers, "_UNIT_BYTES", 20_000)
-    monkeypatch.setattr(pipeline, "plan_units", shuffled)
+    monkeypatch.setattr(plan, "plan_units", shuffled)
     _, place = run(pool, tmp_path, tokenizer_dir)
     assert manifests(place) == manifests(plain[1])
     for name in ("ranking", "excluded.parquet"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from s2r_ray.pipeline import select
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord
 from s2r_ray.ranking import Better
-from s2r_ray.scored import Scored, write_scored
+from s2r_ray.scored import Scored, read_scored, write_scored
 from s2r_ray.storage import Place
 from s2r_ray.store import fingerprint_digest
 from tests.made_runs import JUDGE, further_fingerprint, made_run
@@ -95,3 +96,29 @@ def test_what_is_not_there(settings: dict[str, Any], told: str, out: str) -> Non
     with pytest.raises(UsageError, match=told):
         selected(out, **{"weights": {"length": 1}, **settings})
     assert sorted(Path(out, "runs").iterdir()) == before
+
+
+def test_what_was_scored_before_stays(out: str) -> None:
+    """Catches: a run with other signals that hides the scores of an earlier one over the same files from `select`."""
+    place = Place.of(out)
+    all_of_them = read_scored(place)
+    few = replace(all_of_them, stores={"words": all_of_them.stores["words"]}, counts={"samples": 200})
+    write_scored(place, few)
+    assert read_scored(place) == all_of_them
+    record, _ = selected(out, weights={"rsr": "0.5", "length": "0.5"})
+    assert record.fingerprints.keys() == {"rsr"}
+    other = replace(few, index={**few.index, "tokenizer": "another"})
+    write_scored(place, other)
+    assert read_scored(place).stores.keys() == {"words"}, "other lengths: what was scored is of another index"
+    write_scored(place, all_of_them)
+
+
+def test_another_model_in_the_configuration_is_told(out: str) -> None:
+    """Catches: the scores of one student ranked under the name of another, without a word."""
+    said = io.StringIO()
+    settings = {"out": out, "signals": [], "weights": {"length": 1}}
+    select(load_config(None, {**settings, "student": {"model": "another"}}), Progress(said))
+    assert "warning: student.model is another in the configuration, and was" in said.getvalue()
+    said = io.StringIO()
+    select(load_config(None, settings), Progress(said))
+    assert "warning: student" not in said.getvalue()
