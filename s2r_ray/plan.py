@@ -70,9 +70,10 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
         place.check_reachable()
     out.check_can_be_folder()
     names = needed_signals(config) if signals is None else [signal.name for signal in signals]
-    further = FURTHER if signals is None else {column: signal.name for signal in signals for column in signal.ranked}
-    columns = [*names, *(column for column, name in further.items() if name in names and column not in names)]
-    columns += INDEX_SIGNALS
+    if signals is None:
+        columns = [*names, *(column for column, name in FURTHER.items() if name in names), *INDEX_SIGNALS]
+    else:
+        columns = [*(column for signal in signals for column in signal.ranked), *INDEX_SIGNALS]
     with_vectors = WITH_VECTORS if signals is None else [signal.name for signal in signals if vector_length(signal)]
     every = [*SIGNALS, *FURTHER, *INDEX_SIGNALS] if signals is None else columns
     weights = parse_weights(config.weights, every)  # those of the table that are named are among the columns

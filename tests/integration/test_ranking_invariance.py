@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
@@ -25,8 +25,10 @@ from s2r_ray.errors import UsageError
 from s2r_ray.plan import prepare
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord
+from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Scores, Subject
 from s2r_ray.storage import Place
+from s2r_ray.store import ScoreStore
 from s2r_ray.summary import top_table
 from s2r_ray.synth import make_rows
 from tests.command import results
@@ -44,6 +46,7 @@ class Novelty(HashJudge):
     """A second signal, without further columns; larger where the first is smaller."""
 
     name: ClassVar[str] = "novelty"
+    ranked: ClassVar[Mapping[str, Better]] = {"novelty": "high"}
     extras: ClassVar[tuple[str, ...]] = ()
 
     def score(self, batch: Sequence[Subject]) -> Scores:
@@ -117,9 +120,16 @@ def table(place: Place, name: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize(("workers", "batch"), [(3, 7), (2, 1000)])
 def test_workers_and_batches(
-    workers: int, batch: int, pool: Path, plain: tuple[RunRecord, Place], tmp_path: Path, tokenizer_dir: Path
+    workers: int,
+    batch: int,
+    pool: Path,
+    plain: tuple[RunRecord, Place],
+    tmp_path: Path,
+    tokenizer_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Would catch scores joined by position instead of key, and results in order of arrival."""
+    monkeypatch.setattr(ScoreStore, "put_together", lambda _store: None)
     _, place = run(pool, tmp_path, tokenizer_dir, HashJudge(workers, batch))
     assert results(place) == results(plain[1])
     parts = [file for file in Place.of(tmp_path).child("scores").files() if "/part-" in file.path]
