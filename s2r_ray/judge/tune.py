@@ -21,6 +21,7 @@ from s2r_ray.errors import UsageError
 from s2r_ray.judge.evaluate import Examples, FloatArray, calibration, evaluate, question_chars, spearman
 from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt, PromptEncoder, load_tokenizer
 from s2r_ray.judge.train import Progress, TrainResult, scale_labels, split_rows, write_json
+from s2r_ray.models import fetch, find_model
 from s2r_ray.quiet import captured
 
 _CUT_SHARE = 0.5
@@ -90,12 +91,13 @@ def tune_judge(examples: Examples, out_dir: Path, config: TuneConfig, progress: 
     train_rows, held_rows = split_rows(examples, config)
     label_range = config.label_range or stated_range(examples.labels)
     targets = scale_labels(examples.labels, label_range)
-    encoder = PromptEncoder(config.base, config.prompt, config.labels)
-    tokenizer = load_tokenizer(config.base)
+    base = fetch(find_model(config.base, role="base"), weights=True)
+    encoder = PromptEncoder(base, config.prompt, config.labels)
+    tokenizer = load_tokenizer(base)
     prompts = [_cut(prompt, config.max_tokens) for prompt in encoder.encode(examples.questions)]
     torch.manual_seed(config.seed)
     with captured():
-        model, pad = _load(config, tokenizer, prompts)
+        model, pad = _load(base, config, tokenizer, prompts)
     held = examples.take(held_rows)
     history: list[dict[str, Any]] = []
 
@@ -175,7 +177,7 @@ def stated_range(labels: FloatArray) -> tuple[float, float] | None:
     return (0.0, 1.0) if labels.min() >= 0 and labels.max() <= 1 and labels.min() < labels.max() else None
 
 
-def _load(config: TuneConfig, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> tuple[Any, int]:
+def _load(base: Path, config: TuneConfig, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> tuple[Any, int]:
     """(the model, the padding token)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -193,7 +195,7 @@ def _load(config: TuneConfig, tokenizer: Any, prompts: Sequence[Sequence[int]]) 
         loader = AutoModelForSequenceClassification
         more = {"num_labels": 1, "problem_type": "regression", "pad_token_id": pad}
     try:
-        return loader.from_pretrained(config.base, dtype=torch.float32, use_safetensors=True, **more), pad
+        return loader.from_pretrained(str(base), dtype=torch.float32, use_safetensors=True, **more), pad
     except (OSError, ValueError) as error:
         raise UsageError(f"base {config.base}: not a language model that loads ({error})") from error
 
