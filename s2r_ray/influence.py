@@ -257,7 +257,6 @@ def fit_factors(
         folder: see `factors_folder`.
         keep: called after each step.
     """
-    import logging
 
     import torch
     from kronfluence.analyzer import Analyzer, prepare_model
@@ -293,7 +292,7 @@ def fit_factors(
         prepare_model(model, task),
         task,
         cpu=device == "cpu",
-        log_level=logging.ERROR,
+        log_level=None,  # or it sets the root logger's
         disable_tqdm=True,
         output_dir=str(folder),
     )
