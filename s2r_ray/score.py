@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
 from s2r_ray.cluster import stream_actors
 from s2r_ray.errors import WorkersLostError
@@ -119,11 +119,13 @@ def score_missing(
                         progress.say(f"warning: {died}")
                 break
             except WorkersLostError as error:
-                missing = asked.pending(store.settled(asked.keys).mask)
+                settled = store.settled(asked.keys).mask
+                missing = asked.pending(settled)
                 scored = len(left) - len(missing)
                 fruitless = 0 if scored > 0 else fruitless + 1
                 if fruitless > resources.restarts and len(missing) == 1:
-                    _give_up(load, snapshot, signal, store, missing, error)
+                    (key,) = asked.keys.keys(np.flatnonzero(~settled)).to_pylist()
+                    _give_up(signal, store, key, error)
                     judged.faults += 1
                     break
                 if fruitless > resources.restarts:
@@ -136,16 +138,7 @@ def score_missing(
     return judged
 
 
-def _give_up(
-    load: Callable[[dict[str, Any]], pa.Table],
-    snapshot: Snapshot,
-    signal: Signal,
-    store: ScoreStore,
-    left: Pending,
-    error: WorkersLostError,
-) -> None:
+def _give_up(signal: Signal, store: ScoreStore, key: bytes, error: WorkersLostError) -> None:
     """The one that is left takes every worker with it: it has failed, until the next run tries it again."""
-    table = load(work_items(snapshot, left, 1, 1, with_files=True)[0])
-    subject = Subject(table["key"][0].as_py(), "")
     fault = Fault(Status.FAILED, f"its worker died each time: {error}"[:DETAIL_CHARACTERS])
-    store.append(score_table(signal, [subject], no_scores(signal, 1, {0: fault})))
+    store.append(score_table(signal, [Subject(key, "")], no_scores(signal, 1, {0: fault})))
