@@ -15,14 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from s2r_ray.candidate_table import CandidateTable, read_units
+from s2r_ray.candidate_table import CandidateTable
 from s2r_ray.errors import UsageError
 from s2r_ray.groups import read_groups
-from s2r_ray.index import Snapshot
+from s2r_ray.index import Snapshot, sample_keys
 from s2r_ray.keys import Places, halves
-from s2r_ray.ranking import ALL_HIGH, Better, Ints, Takeable, ValueCounter, average_ranks, order_rows, select_top
+from s2r_ray.ranking import ALL_HIGH, Better, Ints, Takeable, average_ranks, order_rows, select_top
 from s2r_ray.round_robin import round_robin
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
@@ -128,17 +127,14 @@ def _order(
     found = np.zeros(len(candidates), np.int64)
     column = name.removeprefix(_MIDDLE)
     if column in candidates.scores or column in INDEX_SIGNALS:
-        values, counter = candidates.column(column), ValueCounter(column)
-        for rows in candidates.blocks():
-            counter.add(values[rows])
-        table = average_ranks(counter.counts(), better.get(column, "high"), column)
+        values = candidates.column(column)
+        table = average_ranks(candidates.counts(column), better.get(column, "high"), column)
         for rows in candidates.blocks():
             doubled = table.doubled(values[rows])
             found[rows] = doubled if column == name else np.abs(doubled - (table.rows + 1))
         return found
     start = 0
-    for index in read_units(out, snapshot, range(len(snapshot.units)), ["sample_key", "reason"]):
-        keys = index["sample_key"].filter(pc.is_null(index["reason"]))
+    for keys in sample_keys(out, snapshot):
         found[start : start + len(keys)] = draw(keys, seed, name)
         start += len(keys)
     return found

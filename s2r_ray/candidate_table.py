@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from s2r_ray.candidates import Reason, told_reasons
 from s2r_ray.column import Column
 from s2r_ray.errors import S2RError
-from s2r_ray.index import Snapshot, candidates_place, label_column
+from s2r_ray.index import Snapshot, candidates_place, label_column, sample_keys
 from s2r_ray.keys import Halves, KeySet, Places, halves, sort_keys
 from s2r_ray.printable import one_line
+from s2r_ray.ranking import ValueCounter, ValueCounts
 from s2r_ray.signals import INDEX_SIGNALS
 from s2r_ray.storage import Place
 from s2r_ray.store import Found, ScoreStore
@@ -115,6 +116,13 @@ class CandidateTable:
         """A signal's values, [n]."""
         return self.length if signal in INDEX_SIGNALS else self.scores[signal]
 
+    def counts(self, signal: str) -> ValueCounts:
+        """How often each of a signal's values occurs among what is ranked."""
+        counter, values = ValueCounter(signal), self.column(signal)
+        for rows in self.blocks():
+            counter.add(values[rows])
+        return counter.counts()
+
     def values(self, rows: Places) -> dict[str, npt.NDArray[Any]]:
         """Scores, ranks inside of groups if there are any, and lengths of the candidates at these positions, in this
         order."""
@@ -136,7 +144,7 @@ def load_candidates(out: Place, snapshot: Snapshot, stores: Mapping[str, ScoreSt
     del questions
     of_samples = {name: store for name, store in stores.items() if store.subject == "sample"}
     if of_samples:
-        _look_up(table, of_samples, sample_keys(out, snapshot))
+        _look_up(table, of_samples, candidate_samples(out, snapshot))
     return table
 
 
@@ -160,10 +168,9 @@ def _look_up(table: CandidateTable, stores: Mapping[str, ScoreStore], keys: Cand
         table.scores[name] = scores.pop(name)[keys.which]
 
 
-def sample_keys(out: Place, snapshot: Snapshot) -> CandidateKeys:
+def candidate_samples(out: Place, snapshot: Snapshot) -> CandidateKeys:
     """Those of the candidates' samples: question with response."""
-    tables = read_units(out, snapshot, range(len(snapshot.units)), ["sample_key", "reason"])
-    found = sort_keys(table["sample_key"].filter(pc.is_null(table["reason"])) for table in tables)
+    found = sort_keys(sample_keys(out, snapshot))
     return CandidateKeys(found.distinct, found.place())
 
 

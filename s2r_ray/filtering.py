@@ -14,7 +14,7 @@ from s2r_ray.filters import RANK, Column, Filter, Kind, label_name, label_of
 from s2r_ray.groups import rank_inside, read_groups
 from s2r_ray.index import Snapshot, label_column
 from s2r_ray.keys import Places
-from s2r_ray.ranking import Better, Floats, RankTable, ValueCounter, average_ranks
+from s2r_ray.ranking import Better, Floats, RankTable, average_ranks
 from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS
 from s2r_ray.storage import Place
 
@@ -126,12 +126,7 @@ class _Ranks:
     @classmethod
     def over(cls, candidates: CandidateTable, better: Mapping[str, Better]) -> _Ranks:
         """Over all candidates that are not left out."""
-        tables = {}
-        for name, side in better.items():
-            counter, values = ValueCounter(name), candidates.column(name)
-            for rows in candidates.blocks():
-                counter.add(values[rows])
-            tables[name] = average_ranks(counter.counts(), side, name)
+        tables = {name: average_ranks(candidates.counts(name), side, name) for name, side in better.items()}
         return cls(candidates, tables, None)
 
     @classmethod

@@ -11,12 +11,14 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from s2r_ray.candidates import Choice, Entry, Guards, Reason, entries
 from s2r_ray.errors import UsageError
@@ -126,6 +128,19 @@ def candidates_place(out: Place, key: str) -> Place:
 def questions_place(out: Place, key: str) -> Place:
     """The distinct questions of a unit's candidates."""
     return out.child("index", f"{key}.questions.parquet")
+
+
+def question_keys(out: Place, snapshot: Snapshot) -> Iterator[pa.ChunkedArray]:
+    """The keys of each unit's distinct questions, unit by unit."""
+    places = (questions_place(out, key) for _, key in snapshot.units)
+    return (table["question_key"] for table in read_ahead(partial(read_own, columns=["question_key"]), places))
+
+
+def sample_keys(out: Place, snapshot: Snapshot) -> Iterator[pa.ChunkedArray]:
+    """The keys of each unit's candidates, unit by unit."""
+    places = (candidates_place(out, key) for _, key in snapshot.units)
+    tables = read_ahead(partial(read_own, columns=["sample_key", "reason"]), places)
+    return (table["sample_key"].filter(pc.is_null(table["reason"])) for table in tables)
 
 
 def forget_unit(out: Place, key: str) -> None:

@@ -6,24 +6,21 @@ not what was meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from s2r_ray.candidates import content_key
 from s2r_ray.errors import S2RError, UsageError
-from s2r_ray.index import Snapshot, candidates_place, questions_place
+from s2r_ray.index import Snapshot, question_keys, sample_keys
 from s2r_ray.keys import KEY, sort_keys
 from s2r_ray.printable import brief, one_line
 from s2r_ray.readers import Unit, plan_units, pool_files, read_unit
 from s2r_ray.storage import Place
-from s2r_ray.tables import read_ahead, read_own
 
 Mask = npt.NDArray[np.bool_]
 
@@ -114,23 +111,8 @@ def find_overlap(out: Place, snapshot: Snapshot, pairs: Sequence[Pair]) -> Overl
 
     Reads keys alone, and holds those of some units at a time.
     """
-    units = [key for _, key in snapshot.units]
-    questions = [content_key(pair.question) for pair in pairs]
-    return Overlap(
-        _among(questions, _question_keys(out, units)), _among([pair.key for pair in pairs], _sample_keys(out, units))
-    )
-
-
-def _question_keys(out: Place, units: Sequence[str]) -> Iterator[pa.ChunkedArray]:
-    read = partial(read_own, columns=["question_key"])
-    for table in read_ahead(read, (questions_place(out, key) for key in units)):
-        yield table["question_key"]
-
-
-def _sample_keys(out: Place, units: Sequence[str]) -> Iterator[pa.ChunkedArray]:
-    read = partial(read_own, columns=["sample_key", "reason"])
-    for table in read_ahead(read, (candidates_place(out, key) for key in units)):
-        yield table["sample_key"].filter(pc.is_null(table["reason"]))
+    questions, samples = ([content_key(pair.question) for pair in pairs], [pair.key for pair in pairs])
+    return Overlap(_among(questions, question_keys(out, snapshot)), _among(samples, sample_keys(out, snapshot)))
 
 
 def _among(keys: Sequence[bytes], parts: Iterable[pa.ChunkedArray]) -> Mask:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2r_ray.index import Snapshot, candidates_place, questions_place
+from s2r_ray.index import Snapshot, candidates_place, question_keys, sample_keys
 from s2r_ray.keys import KeySet, Places, sort_keys
 from s2r_ray.problems import problems_place
 from s2r_ray.signals.base import SubjectKind
@@ -65,15 +65,12 @@ class Pending:
 
 def find_questions(out: Place, snapshot: Snapshot) -> Distinct:
     """The distinct questions of all units. Reads keys only."""
-    places = (questions_place(out, key) for _, key in snapshot.units)
-    return _distinct(table["question_key"] for table in read_ahead(partial(read_own, columns=["question_key"]), places))
+    return _distinct(question_keys(out, snapshot))
 
 
 def find_samples(out: Place, snapshot: Snapshot) -> Distinct:
     """The distinct samples among the candidates of all units. Reads keys and reasons only."""
-    places = (candidates_place(out, key) for _, key in snapshot.units)
-    tables = read_ahead(partial(read_own, columns=["sample_key", "reason"]), places)
-    return _distinct(table["sample_key"].filter(pc.is_null(table["reason"])) for table in tables)
+    return _distinct(sample_keys(out, snapshot))
 
 
 def find_problems(out: Place, snapshot: Snapshot) -> Distinct:

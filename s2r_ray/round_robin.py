@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from s2r_ray.candidate_table import CandidateTable, sample_keys
+from s2r_ray.candidate_table import CandidateTable, candidate_samples
 from s2r_ray.errors import S2RError
 from s2r_ray.index import Snapshot
 from s2r_ray.keys import Places
@@ -41,7 +41,7 @@ def round_robin(
 
     Takes 24 bytes a sample, 32 more while keys are sorted, and some 300 MB.
     """
-    keys = sample_keys(out, snapshot)
+    keys = candidate_samples(out, snapshot)
     of_key = np.full(len(keys.distinct), -1, np.int64)
     ranked = np.flatnonzero(~candidates.left_out)  # among these each sample is once
     of_key[keys.which[ranked]] = ranked

@@ -32,7 +32,6 @@ from s2r_ray.ranking import (
     Better,
     JointRanker,
     RankTable,
-    ValueCounter,
     Weights,
     budget_size,
     joint_ranker,
@@ -144,12 +143,7 @@ def _ranker(
         groups = read_groups(index.out, index.snapshot, candidates, index.stratum)
         rank_inside(candidates, groups, better)
         return StratifiedRanker(list(better), weights, len(candidates)), groups
-    counters = {name: ValueCounter(name) for name in better}
-    for rows in candidates.blocks():
-        values = candidates.values(rows)
-        for name, counter in counters.items():
-            counter.add(values[name])
-    return joint_ranker({name: counter.counts() for name, counter in counters.items()}, weights, better), []
+    return joint_ranker({name: candidates.counts(name) for name in better}, weights, better), []
 
 
 def _best(
