@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from s2r_ray.config import Config
 from s2r_ray.errors import UsageError
-from s2r_ray.index import (
-    Snapshot,
-    snapshot_place,
-)
+from s2r_ray.index import Snapshot, snapshot_place
 from s2r_ray.plan import named_columns, needed_signals
 from s2r_ray.ranking import Better
 from s2r_ray.readers import Unit
@@ -21,6 +18,10 @@ from s2r_ray.storage import Place
 
 _OF_SCORES = ("judge", "student", "rethinking", "rds", "influence")
 """Sections of the configuration that scores depend on."""
+
+
+_ABOUT = {"digest", "extras", "subject", "ranked", "vector", "fingerprint"}
+"""What is said of each store."""
 
 
 @dataclass(frozen=True)
@@ -113,36 +114,44 @@ def write_scored(out: Place, scored: Scored) -> None:
 
     What was scored before of the same snapshot, and not now, stays in it: all of it can be combined.
     """
-    scored = _with_earlier(out, scored)
-    data = scored.snapshot.to_json()
     digest = scored.snapshot.digest()
-    snapshot_place(out, digest).write_bytes(data)
-    rest = {name: value for name, value in vars(scored).items() if name != "snapshot"}
-    out.child("index", "scored.json").write_bytes(json.dumps({"snapshot": digest, **rest}, indent=1).encode())
+    snapshot_place(out, digest).write_bytes(scored.snapshot.to_json())
+    stores, counts = _scored_before(out, digest, scored.index)
+    content = {name: value for name, value in vars(scored).items() if name != "snapshot"}
+    content |= {"snapshot": digest, "stores": stores | scored.stores, "counts": counts | scored.counts}
+    _place(out).write_bytes(json.dumps(content, indent=1).encode())
 
 
-def _with_earlier(out: Place, scored: Scored) -> Scored:
-    try:
-        earlier = read_scored(out)
-    except UsageError:  # none, or damaged
-        return scored
-    if earlier.snapshot != scored.snapshot or earlier.index != scored.index:
-        return scored
-    return replace(scored, stores=earlier.stores | scored.stores, counts=earlier.counts | scored.counts)
+def _scored_before(out: Place, digest: str, index: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stores and counts of the same snapshot, indexed alike; none where something else was scored last."""
+    place = _place(out)
+    earlier = (place.read_json() if place.exists() else None) or {}
+    if earlier.get("snapshot") != digest or earlier.get("index") != index:
+        return {}, {}
+    return earlier["stores"], earlier["counts"]
 
 
 def read_scored(out: Place) -> Scored:
-    place = out.child("index", "scored.json")
+    """What was last scored below an output place.
+
+    Raises:
+        UsageError: nothing was, or what is there is damaged or of another version.
+    """
+    place = _place(out)
     if not place.exists():
         raise UsageError(f"{out}: nothing has been scored here yet; run `s2r score` or `s2r run` with this --out first")
     try:
         content = place.read_json() or {}
         snapshot = snapshot_place(out, content.pop("snapshot"))
-        for about in content["stores"].values():
-            about["subject"], about["ranked"], about["vector"]
+        if any(not about.keys() >= _ABOUT for about in content["stores"].values()):
+            raise ValueError("a store without what this version says of it")
         return Scored(Snapshot.from_json(snapshot.read_bytes() if snapshot.exists() else b""), **content)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{place}, or the snapshot that it names, is damaged or was left by another version; run `s2r score` with "
             "this --out again"
         ) from error
+
+
+def _place(out: Place) -> Place:
+    return out.child("index", "scored.json")
