@@ -305,8 +305,9 @@ def _check_comparison(text: str, compared: Comparison, kinds: Mapping[str, Kind]
             said = f"{side.name} is a flag: write it alone, as `{side.name}` or `not {side.name}`"
             raise _refused(text, side.at, said)
         if kind != found[0]:
-            first = _told(sides[0], found[0]).removesuffix(",")
-            raise _refused(text, side.at, f"{_told(side, kind)} is compared with {first}")
+            comma = "," if isinstance(side, Name) else ""
+            said = f"{_told(side, kind)}{comma} is compared with {_told(sides[0], found[0])}"
+            raise _refused(text, side.at, said)
     if found[0] == "text" and compared.sign in _ORDER:
         raise _refused(text, compared.left.at, f"text is compared by ==, != and in, not by {compared.sign}")
 
@@ -319,7 +320,7 @@ def _kind(side: Name | Constant, kinds: Mapping[str, Kind]) -> Kind:
 
 def _told(side: Name | Constant, kind: Kind) -> str:
     if isinstance(side, Name):
-        return f"{side.name}, a {kind},"
+        return f"{side.name}, a {kind}"
     return f"the {kind} {one_line(repr(side.value), 40) if isinstance(side.value, str) else f'{side.value:g}'}"
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from s2r_ray.keys import KEY, KeySet, Places
 from s2r_ray.signals.base import Signal, Status, SubjectKind, vector_length
-from s2r_ray.storage import Place
+from s2r_ray.storage import FileInfo, Place
 from s2r_ray.tables import DamagedError, GoneError, read_ahead, read_own, write_own
 
 _TOGETHER_ROWS = 1 << 17
@@ -148,7 +148,10 @@ class ScoreStore:
 
     def parts(self) -> list[str]:
         """Names of the parts, sorted."""
-        return [file.path for file in self.place.files() if file.path.endswith(".parquet")]
+        return [file.path for file in self._files()]
+
+    def _files(self) -> list[FileInfo]:
+        return [file for file in self.place.files() if file.path.endswith(".parquet")]
 
     def put_together(self) -> None:
         """Make few parts of many small ones: each costs a request, and a fraction of a millisecond for each column.
@@ -156,8 +159,7 @@ class ScoreStore:
         The rows stay as they are. Old parts go after the new one is durable, so a kill in between, or two that do this
         at once, leave rows that are there twice, which every reader puts up with. Damaged parts stay for their readers.
         """
-        files = (file for file in self.place.files() if file.path.endswith(".parquet"))
-        small = [file.path for file in files if file.size < _SMALL_BYTES]
+        small = [file.path for file in self._files() if file.size < _SMALL_BYTES]
         if len(small) < _SMALL_PARTS:
             return
         most = min(_PART_ROWS, _PART_BYTES // max(1, 4 * self.vector))
