@@ -301,6 +301,11 @@ def is_classifier(config: dict[str, Any]) -> bool:
     return any(name.endswith(("ForSequenceClassification", "RewardModel")) for name in names)
 
 
+def chosen_dtype(asked: str, config: dict[str, Any], otherwise: str = "auto") -> str:
+    """The weights' type in the engine: what is asked for; for `auto` what config.json states, if it does."""
+    return (stated_dtype(config) or otherwise) if asked == "auto" else asked
+
+
 def stated_dtype(config: dict[str, Any]) -> str | None:
     """The weights' type that a config.json states, such as "bfloat16"."""
     value = config.get("dtype") or config.get("torch_dtype")

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from s2r_ray.config import Config, JudgeSection, WorkersSection
-from s2r_ray.engines import EngineError, EngineSettings, open_engine
+from s2r_ray.engines import EngineError, open_engine
 from s2r_ray.errors import UsageError
 from s2r_ray.judge.prompt import PromptEncoder
-from s2r_ray.models import ModelRef, fetch, find_model, is_classifier, stated_dtype
+from s2r_ray.models import ModelRef, chosen_dtype, fetch, find_model, is_classifier
 from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Fault, FloatArray, Resources, Scores, Status, Subject, SubjectKind
-from s2r_ray.signals.model_workers import check_model_node, model_resources
+from s2r_ray.signals.model_workers import check_model_node, engine_settings, model_resources
 from s2r_ray.storage import DEFAULT_STORAGE, StorageOptions
 
 _CODE_VERSION = 1
@@ -83,7 +83,7 @@ class Difficulty:
                 workers=workers,
                 model=model,
                 kind=kind,
-                dtype=(stated_dtype(config) or "auto") if judge.dtype == "auto" else judge.dtype,
+                dtype=chosen_dtype(judge.dtype, config),
                 context=min(longest, judge.max_prompt_tokens + 1),
                 label_ids=encoder.label_ids,
                 states_share=config.get("problem_type") == "regression",
@@ -125,14 +125,13 @@ class Difficulty:
         self._encoder = _open_encoder(settings.judge, folder)
         self._engine = open_engine(
             settings.judge.engine,
-            EngineSettings(
-                model=str(folder),
+            engine_settings(
+                folder,
+                settings.judge,
+                settings.workers,
                 kind=settings.kind,
                 dtype=settings.dtype,
                 context=settings.context,
-                tensor_parallel=settings.workers.tensor_parallel,
-                gpu_memory_utilization=settings.judge.gpu_memory_utilization,
-                trust_remote_code=settings.judge.trust_remote_code,
                 deterministic=settings.judge.deterministic,
             ),
         )

@@ -41,7 +41,7 @@ from s2r_ray.influence import (
     join_sets,
     precondition,
 )
-from s2r_ray.models import ModelRef, fetch, find_model, stated_dtype
+from s2r_ray.models import ModelRef, chosen_dtype, fetch, find_model
 from s2r_ray.pairs import Pair, read_pairs
 from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject, SubjectKind, Workload
@@ -119,7 +119,7 @@ class Influence:
             student=student,
             workers=config.workers,
             model=model,
-            dtype=(stated_dtype(model.config()) or "float32") if student.dtype == "auto" else student.dtype,
+            dtype=chosen_dtype(student.dtype, model.config(), "float32"),
             names=tuple(names),
             parameters=parameters,
             sets=tuple((_digest(pairs), len(pairs)) for pairs in sets),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 from s2r_ray.cluster import cluster_address
-from s2r_ray.config import WorkersSection
+from s2r_ray.config import JudgeSection, RolloutsSection, StudentSection, WorkersSection
+from s2r_ray.engines import EngineSettings
 from s2r_ray.errors import S2RError
 from s2r_ray.models import ModelRef, check_readable
 from s2r_ray.signals.base import Resources
@@ -30,6 +33,22 @@ def model_resources(workers: WorkersSection, gpus_in_cluster: float, batch: int)
         batch=batch,
         restarts=workers.restarts,
         hang_seconds=workers.hang_seconds,
+    )
+
+
+def engine_settings(
+    folder: Path,
+    section: JudgeSection | StudentSection | RolloutsSection,
+    workers: WorkersSection,
+    **more: Any,
+) -> EngineSettings:
+    """How a section of the configuration has its model run; `more` are the settings that only some have."""
+    return EngineSettings(
+        model=str(folder),
+        tensor_parallel=workers.tensor_parallel,
+        gpu_memory_utilization=section.gpu_memory_utilization,
+        trust_remote_code=section.trust_remote_code,
+        **more,
     )
 
 

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from s2r_ray.config import Config, RolloutsSection, WorkersSection
-from s2r_ray.engines import EngineError, EngineSettings, Sampled, Sampling, open_engine
+from s2r_ray.engines import EngineError, Sampled, Sampling, open_engine
 from s2r_ray.errors import UsageError
 from s2r_ray.judge.grade import Graders
 from s2r_ray.judge.prompt import JudgePrompt, QuestionEncoder, load_tokenizer, without_control_tokens
-from s2r_ray.models import ModelRef, fetch, find_model, is_classifier, stated_dtype
+from s2r_ray.models import ModelRef, chosen_dtype, fetch, find_model, is_classifier
 from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject, SubjectKind
-from s2r_ray.signals.model_workers import check_model_node, model_resources
+from s2r_ray.signals.model_workers import check_model_node, engine_settings, model_resources
 
 _CODE_VERSION = 1
 """Raise it when a change here or in grade.py can change a pass rate."""
@@ -81,7 +81,7 @@ class PassRate:
             )
         if is_classifier(about):
             raise UsageError(f"rollouts {rollouts.model}: it is {about.get('architectures')}, which writes no text")
-        dtype = (stated_dtype(about) or "auto") if rollouts.dtype == "auto" else rollouts.dtype
+        dtype = chosen_dtype(rollouts.dtype, about)
         stop = _stop_tokens(model, trust)
         _Prompts(model.folder, rollouts)
         return cls(PassRateSettings(rollouts, config.workers, model, dtype, stop, (0, rollouts.n)))
@@ -119,14 +119,13 @@ class PassRate:
             raise EngineError("math-verify does not work here; see whether `python -c 'import math_verify'` does")
         self._engine = open_engine(
             rollouts.engine,
-            EngineSettings(
-                model=str(folder),
+            engine_settings(
+                folder,
+                rollouts,
+                self.settings.workers,
                 kind="sampler",
                 dtype=self.settings.dtype,
                 context=rollouts.max_prompt_tokens + rollouts.max_tokens,
-                tensor_parallel=self.settings.workers.tensor_parallel,
-                gpu_memory_utilization=rollouts.gpu_memory_utilization,
-                trust_remote_code=rollouts.trust_remote_code,
             ),
         )
 

@@ -9,10 +9,10 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from s2r_ray.config import Config, StudentSection, WorkersSection
-from s2r_ray.engines import EngineError, EngineSettings, TokenScores, open_engine
-from s2r_ray.models import ModelRef, fetch, stated_dtype
+from s2r_ray.engines import EngineError, TokenScores, open_engine
+from s2r_ray.models import ModelRef, chosen_dtype, fetch
 from s2r_ray.signals.base import Fault, Resources, Status, SubjectKind
-from s2r_ray.signals.model_workers import check_model_node, model_resources
+from s2r_ray.signals.model_workers import check_model_node, engine_settings, model_resources
 from s2r_ray.student import EncodedSample, StudentEncoder, find_student
 
 
@@ -42,7 +42,7 @@ class StudentSettings:
         stated = model.config()
         text = stated.get("text_config") or stated
         longest = int(text.get("max_position_embeddings") or student.max_tokens + 1)
-        dtype = (stated_dtype(stated) or "auto") if student.dtype == "auto" else student.dtype
+        dtype = chosen_dtype(student.dtype, stated)
         return cls(student, config.workers, model, dtype, min(longest, student.max_tokens + 1))
 
 
@@ -89,14 +89,13 @@ class StudentSignal:
         self.encoder = StudentEncoder(folder, trust_remote_code=settings.student.trust_remote_code)
         self.engine = open_engine(
             settings.student.engine,
-            EngineSettings(
-                model=str(folder),
+            engine_settings(
+                folder,
+                settings.student,
+                settings.workers,
                 kind=self.kind,
                 dtype=settings.dtype,
                 context=settings.context,
-                tensor_parallel=settings.workers.tensor_parallel,
-                gpu_memory_utilization=settings.student.gpu_memory_utilization,
-                trust_remote_code=settings.student.trust_remote_code,
                 batch_tokens=settings.student.batch_tokens,
             ),
         )
