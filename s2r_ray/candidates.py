@@ -202,12 +202,14 @@ def _check_trace(
     reason, detail = _text_fault("trace", response, None)
     if reason:
         return _leave_out(entry, reason, detail)
-    entry.sample_key = content_key(question, response)
     entry.verified, entry.complete = _flag(trace.verified), _flag(trace.complete)
     entry.finish_reason = None if trace.finish_reason is MISSING else label_text(trace.finish_reason)
+    reason, detail = _flag_fault(trace, guards)
+    if reason and not by_content:  # most traces end here, and hashing them would cost more than reading them
+        return _leave_out(entry, reason, detail)
+    entry.sample_key = content_key(question, response)
     if by_content:
         entry.sample_id = entry.sample_key.hex()
-    reason, detail = _flag_fault(trace, guards)
     if reason:
         return _leave_out(entry, reason, detail)
     response = str(response)

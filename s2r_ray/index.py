@@ -32,7 +32,7 @@ from s2r_ray.storage import Place
 from s2r_ray.tables import DamagedError, read_ahead, read_own, write_own
 from s2r_ray.tokens import TokenCounter, open_counter
 
-_CODE_VERSION = 4
+_CODE_VERSION = 5
 """Raise it when a change to reading, guards or counting can change an index row: files are then read again."""
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -57,9 +57,9 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""One row per trace. `reason` is null for a candidate; lengths are null where a trace was left out unmeasured,
-`verified`, `complete` and `finish_reason` where the pool does not say. A column for each label of the pool's mapping
-follows, called as `label_column` says."""
+"""One row per trace. `reason` is null for a candidate; keys and lengths are null where a trace was left out before they
+were needed, `verified`, `complete` and `finish_reason` where the pool does not say. A column for each label of the
+pool's mapping follows, called as `label_column` says."""
 
 QUESTIONS_SCHEMA = pa.schema([("question_key", KEY), ("question", pa.string())])
 

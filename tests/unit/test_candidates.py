@@ -152,6 +152,17 @@ def test_missing_finish_reasons_pass(value: Any) -> None:
     assert reasons(enter({**good("Q", "trace"), "f": value})) == [None]
 
 
+def test_what_the_flags_leave_out_is_not_hashed() -> None:
+    """Catches: keys of traces that nobody needs, which cost as much as reading them; a pool without ids that loses the
+    ids of what is left out."""
+    row = good("Q", "a", "b", v=[False, True])
+    left, kept = enter(row)
+    assert (left.reason, left.sample_key, left.sample_id) == ("unverified", None, "id#0")
+    assert kept.sample_key == content_key("Q", "b")
+    nameless, _ = enter({**row, "i": None})
+    assert (nameless.reason, nameless.sample_id) == ("unverified", content_key("Q", "a").hex())
+
+
 def test_exactly_at_the_cutoff() -> None:
     """Catches: «at most» turned into «less than»; the cutoff is on question and response, not on the span."""
     guards = Guards(cutoff_tokens=5)
