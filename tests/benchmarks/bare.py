@@ -6,7 +6,7 @@ engine (`ready`; for ray.data.llm: its first answers) and was done, how many pro
 - `ids`: `vllm.LLM.generate` on token ids that were made before; FILE is what `write_prompts` has left. The engine has
   the arguments that the judge's worker gives it. `ids-apart`: it is in a process of its own, as vLLM has it by default.
 - `script`: as the published script does it. Each row of a pool, FILE, goes through the chat template as text and into
-  an engine with vLLM's defaults for the rest; one token, the two likeliest.
+  an engine with vLLM's defaults for the rest, but for the weights' type; one token, the two likeliest.
 - `ray-data-llm`: each row of a pool, FILE, through the processor of `ray.data.llm`.
 """
 
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from s2r_ray.models import stated_dtype
 
 CONTEXT = 4096
 """Tokens of a prompt and its answer, as the judge of the package has it."""
@@ -55,7 +57,7 @@ def ids(model: str, file: str, *, apart: bool = False) -> dict[str, float]:
     given = json.loads(Path(file).read_text(encoding="utf-8"))
     prompts = [{"prompt_token_ids": prompt} for prompt in given["prompts"]]
     zero, one = given["labels"]
-    llm = LLM(model, **_engine_arguments(), skip_tokenizer_init=True)
+    llm = LLM(model, **_engine_arguments(model), skip_tokenizer_init=True)
     ready = time.time()
     wanted = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=[zero, one])
     llm.generate(prompts[:_WARM_UP], wanted, use_tqdm=False)
@@ -84,7 +86,7 @@ def script(model: str, pool: str) -> dict[str, float]:
     from s2r_ray.judge.prompt import PAPER_PROMPT
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    llm = LLM(model, **_engine_arguments())
+    llm = LLM(model, **_engine_arguments(model))
     ready = time.time()
     texts = [
         tokenizer.apply_chat_template(PAPER_PROMPT.messages(question), tokenize=False, add_generation_prompt=True)
@@ -117,7 +119,7 @@ def ray_data_llm(model: str, pool: str) -> dict[str, float]:
     DataContext.get_current().enable_progress_bars = False
     config = vLLMEngineProcessorConfig(
         model_source=model,
-        engine_kwargs=_engine_arguments(),
+        engine_kwargs=_engine_arguments(model),
         runtime_env={"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "0" if on_gpu else "1"}},
         batch_size=512,
         concurrency=1,
@@ -156,8 +158,11 @@ def _rows(pool: str) -> list[str]:
     return [problem for problem, reasons in traces for _ in reasons]
 
 
-def _engine_arguments() -> dict[str, Any]:
+def _engine_arguments(model: str) -> dict[str, Any]:
+    """Weights have the type that the model states, as the judge's worker has them; vLLM would make float32 bfloat16."""
+    stated = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
     return {
+        "dtype": stated_dtype(stated) or "auto",
         "max_model_len": CONTEXT,
         "load_format": "safetensors",
         "disable_log_stats": True,
