@@ -37,7 +37,7 @@ class _HeldRun:
 
     def rows(self, first: int, stop: int) -> pa.Table:
         """Rows [first, stop) in order of position."""
-        return self.table.take(pa.array(self.order[first:stop])).combine_chunks()
+        return self.table.take(pa.array(self.order[first:stop]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +128,16 @@ class Reordered:
 
     def take(self, low: int, high: int) -> pa.Table:
         """The rows at the positions [low, high), in order."""
-        parts, positions = [self._schemas[0].empty_table()], []
+        parts, positions = [], []
         for run in self._runs:
             first, stop = np.searchsorted(run.positions, [low, high])
             if first < stop:
                 parts.append(run.rows(int(first), int(stop)))
                 positions.append(run.positions[first:stop])
-        rows = pa.concat_tables(parts, promote_options="permissive")
-        return rows.take(pa.array(np.argsort(np.concatenate(positions)))).combine_chunks()
+        rows = pa.concat_tables([self._schemas[0].empty_table(), *parts], promote_options="permissive")
+        if len(parts) > 1:
+            rows = rows.take(pa.array(np.argsort(np.concatenate(positions))))
+        return rows.combine_chunks()
 
     def _gathered(self) -> _HeldRun:
         """The rows that wait, which then wait no more."""
@@ -149,7 +151,7 @@ class Reordered:
         size = max(1, _PIECE_BYTES * len(run.order) // self._held)
         pieces = []
         for start in range(0, len(run.order), size):
-            (batch,) = run.rows(start, start + size).to_batches()
+            (batch,) = run.rows(start, start + size).combine_chunks().to_batches()
             data = batch.serialize()
             packed = _CODEC.compress(data)
             pieces.append((self._file.tell(), len(packed), len(data)))
