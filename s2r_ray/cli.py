@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Heavy modules are 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -321,6 +322,8 @@ def synth(
 def main() -> None:
     """The console script: runs a command and turns known errors into a message and an exit code."""
     stream = own_stream(sys.stderr)
+    if (sys.platform, platform.machine()) == ("linux", "x86_64"):  # elsewhere pyarrow may be built without it
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")  # holds a fifth less than the default
     signal.signal(signal.SIGTERM, partial(_stop, stream, _TERMINATED))  # `ray job stop`, a pod that is moved
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell said to ignore it
         signal.signal(signal.SIGINT, partial(_interrupt, stream))
