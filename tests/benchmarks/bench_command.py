@@ -7,6 +7,8 @@ From command to last score: over a pool that is new, and over one that is in the
 process that imports vLLM, loads the engine and generates for the same prompts, which it is given as token ids. It is
 there twice: with the engine in that process, as the judge's worker has it, and apart, in a process of its own, as vLLM
 has it by default.
+
+With `--shape`, start-up alone, of a judge that takes about as long to load as a real one (random_judge.py).
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import yaml
 
 from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.storage import Place
 from s2r_ray.synth import write_pool
 from tests.benchmarks.bare import write_prompts
 from tests.benchmarks.commands import Measured, measured, s2r, written
+from tests.benchmarks.random_judge import SHAPES, settings_for, write_judge
 from tests.benchmarks.table import Row, compared, show
 
 SMALL = 100
@@ -80,6 +84,23 @@ def run(problems: int = 25_200, seed: int = 0, repeats: int = 3, small: int = SM
     ]
 
 
+def start_up(shape: str, seed: int = 0, repeats: int = 3, small: int = SMALL) -> list[Row]:
+    """One row, with a judge of this shape on both sides."""
+    ours, bare = [], []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_pool(Place.of(folder / "pool"), small, seed, small)
+        write_judge(folder / "model", shape)
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings_for(folder / "model")), encoding="utf-8")
+        for _ in range(repeats):
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            ours.append(judged(folder, folder / "out", "--config", folder / "config.yaml"))
+            write_prompts(folder / "prompts.json", folder / "model", questions(folder / "out")[:1])
+            command = [sys.executable, "-m", "tests.benchmarks.bare", "ids"]
+            bare.append(bare_side(measured(*command, str(folder / "model"), str(folder / "prompts.json"))))
+    return [row(f"start-up: command to first scores, {small} problems, {shape} / bare engine load", ours, bare, 0)]
+
+
 def judged(folder: Path, out: Path, *options: str | Path) -> Side:
     """The command over the pool in a folder."""
     done = s2r("score", "--pool", folder / "pool", "--out", out, *options)
@@ -127,7 +148,11 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=SMALL)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shape", choices=list(SHAPES))
     given = parser.parse_args()
+    if given.shape:
+        sys.stdout.write(show(start_up(given.shape, given.seed, given.repeats, given.small)))
+        return
     sys.stdout.write(show(run(given.problems, given.seed, given.repeats, given.small)))
 
 

@@ -19,47 +19,23 @@ from typing import Any
 
 import yaml
 
-from s2r_ray.judge import EMBEDDED_JUDGE
 from s2r_ray.publish import installed_versions
 from s2r_ray.storage import Place
 from s2r_ray.synth import write_pool
 from tests.benchmarks.bare import gpu_busy, mean_busy, write_prompts
 from tests.benchmarks.bench_command import questions
 from tests.benchmarks.commands import measured, s2r, written
+from tests.benchmarks.random_judge import SHAPES, settings_for, write_judge
 from tests.benchmarks.table import Row, compared, show
-
-SHAPES = {
-    "qwen2.5-1.5b": {
-        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "vocab_size": 151936,
-    },
-    "tiny": {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "vocab_size": 8192,
-    },
-}  # fmt: skip
-"""Dimensions from the model's public config.json."""
-
-
-def write_model(folder: Path, shape: str) -> None:
-    """Random weights in bfloat16, and the tokenizer of the embedded judge, whose ids any of these shapes has."""
-    import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    config = Qwen2Config(**SHAPES[shape], max_position_embeddings=4096, tie_word_embeddings=True, dtype="bfloat16")
-    Qwen2ForCausalLM(config).save_pretrained(str(folder))
-    torch.set_default_dtype(torch.float32)
-    AutoTokenizer.from_pretrained(EMBEDDED_JUDGE).save_pretrained(str(folder))
 
 
 def job(folder: Path, model: Path, turn: int) -> dict[str, float]:
     """The command's phases in seconds."""
     out = folder / f"out-{turn}"
     config = folder / "config.yaml"
-    settings = {"judge": {"model": str(model), "min_label_mass": 0, "max_prompt_tokens": 4095}}
-    config.write_text(yaml.safe_dump({**settings, "pools": [{"uri": str(folder / "pool")}], "out": str(out)}))
+    config.write_text(
+        yaml.safe_dump({**settings_for(model), "pools": [{"uri": str(folder / "pool")}], "out": str(out)})
+    )
     with gpu_busy() as busy:
         done = s2r("run", "--config", config)
     summary = done.json()
@@ -92,7 +68,7 @@ def run(problems: int = 30_000, seed: int = 0, repeats: int = 3, shape: str = "q
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_pool(Place.of(folder / "pool"), problems, seed, -(-problems // 8))
-        write_model(folder / "model", shape)
+        write_judge(folder / "model", shape)
         for turn in range(repeats):
             jobs.append(job(folder, folder / "model", turn))
             if not turn:
