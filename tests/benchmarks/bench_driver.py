@@ -43,7 +43,7 @@ from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.strata import Strata
 from s2r_ray.tables import write_table
-from tests.benchmarks.table import Row, show
+from tests.benchmarks.table import Row, peak_bytes, show
 from tests.fakes import HashJudge
 
 TINY = 1000
@@ -276,12 +276,6 @@ def child(task: str, folder: Path, rows: int, units: int, seed: int) -> dict[str
     else:
         more = STEPS[task](plan_of(out, rows, units))
     return {"seconds": time.perf_counter() - started, "peak": peak_bytes(), **(more or {})}
-
-
-def peak_bytes() -> int:
-    """VmHWM of this process; unlike ru_maxrss it is not inherited."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) << 10
 
 
 def start(task: str, folder: Path, rows: int, units: int, seed: int) -> dict[str, float]:

@@ -11,8 +11,6 @@ import json
 import random
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from s2r_ray.progress import Progress
 from s2r_ray.readers import Unit
 from s2r_ray.storage import Place
 from s2r_ray.synth import SCHEMA, make_rows
-from tests.benchmarks.table import Row, compared, show
+from tests.benchmarks.table import Row, in_turn, show
 
 _FILES = 8
 _ROW_BYTES = 50_000
@@ -114,17 +112,7 @@ def _row(name: str, selection: Selection, target: str, folder: Path, repeats: in
         for file in sorted((folder / "pool").iterdir()):
             pq.read_table(file)
 
-    own, other = [], []
-    for _ in range(repeats):
-        own.append(_seconds(ours))
-        other.append(_seconds(reference))
-    return compared(name, own, other)
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    return in_turn(name, ours, reference, repeats)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from s2r_ray.selection import rank
 from s2r_ray.signals.base import Resources
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
-from tests.benchmarks.bench_driver import BATCH, make_index, peak_bytes, plan_of, snapshot_of
-from tests.benchmarks.table import Row, show
+from tests.benchmarks.bench_driver import BATCH, make_index, plan_of, snapshot_of
+from tests.benchmarks.table import Row, peak_bytes, show
 
 _UNIT_ROWS = 10_000
 

@@ -22,8 +22,8 @@ from s2r_ray.runs import list_runs
 from s2r_ray.selection import rank
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
-from tests.benchmarks.bench_driver import TINY, UNITS, make, peak_bytes, plan_of, snapshot_of
-from tests.benchmarks.table import Row, show
+from tests.benchmarks.bench_driver import TINY, UNITS, make, plan_of, snapshot_of
+from tests.benchmarks.table import Row, peak_bytes, show
 
 
 def make_run(out: Place, rows: int, seed: int) -> None:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from s2r_ray.quiet import captured
@@ -13,8 +14,7 @@ from s2r_ray.quiet import captured
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Ratios are reference time over ours, per repeat; seconds are medians; peaks may be
-    unknown where both sides share a process."""
+    """One line of the table. Ratios are reference time over ours, per repeat; seconds are medians, peaks maxima."""
 
     name: str
     seconds: float
@@ -36,11 +36,17 @@ def alternated(
     """
     if not same(ours(), reference()):
         raise AssertionError(f"{name}: the two sides differ")
+    return in_turn(name, ours, reference, repeats)
+
+
+def in_turn(name: str, ours: Callable[[], Any], reference: Callable[[], Any], repeats: int) -> Row:
+    """Time both sides in turn. Peaks are of the whole process, which holds what both sides work on."""
     own, other = [], []
     for _ in range(repeats):
-        own.append(_seconds(ours))
-        other.append(_seconds(reference))
-    return compared(name, own, other)
+        own.append(_timed(ours))
+        other.append(_timed(reference))
+    peaks = [max(peak for _, peak in side) for side in (own, other)]
+    return compared(name, [seconds for seconds, _ in own], [seconds for seconds, _ in other], *peaks)
 
 
 def compared(
@@ -64,10 +70,18 @@ def compared(
     )
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _timed(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a call, and the most resident memory meanwhile, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew: proc_pid_clear_refs(5)
     started = time.perf_counter()
     call()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, peak_bytes() / 2**20
+
+
+def peak_bytes() -> int:
+    """VmHWM of this process; unlike ru_maxrss it is not inherited."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) << 10
 
 
 def quietly(bench: Callable[..., list[Row]], *arguments: float) -> list[Row]:
