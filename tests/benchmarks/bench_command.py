@@ -34,6 +34,7 @@ from tests.benchmarks.random_judge import SHAPES, settings_for, write_judge
 from tests.benchmarks.table import Row, compared, show
 
 SMALL = 100
+_FEW = 4
 _FILES = 8
 _MEAN_APART = 0.01
 
@@ -84,12 +85,13 @@ def run(problems: int = 25_200, seed: int = 0, repeats: int = 3, small: int = SM
     ]
 
 
-def start_up(shape: str, seed: int = 0, repeats: int = 3, small: int = SMALL) -> list[Row]:
-    """One row, with a judge of this shape on both sides."""
+def start_up(shape: str, seed: int = 0, repeats: int = 3, problems: int = _FEW) -> list[Row]:
+    """One row, with a judge of this shape on both sides. On a CPU one of real size takes half a second a question: few
+    problems, so that what is measured is the start."""
     ours, bare = [], []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_pool(Place.of(folder / "pool"), small, seed, small)
+        write_pool(Place.of(folder / "pool"), problems, seed, problems)
         write_judge(folder / "model", shape)
         (folder / "config.yaml").write_text(yaml.safe_dump(settings_for(folder / "model")), encoding="utf-8")
         for _ in range(repeats):
@@ -98,7 +100,7 @@ def start_up(shape: str, seed: int = 0, repeats: int = 3, small: int = SMALL) ->
             write_prompts(folder / "prompts.json", folder / "model", questions(folder / "out")[:1])
             command = [sys.executable, "-m", "tests.benchmarks.bare", "ids"]
             bare.append(bare_side(measured(*command, str(folder / "model"), str(folder / "prompts.json"))))
-    return [row(f"start-up: command to first scores, {small} problems, {shape} / bare engine load", ours, bare, 0)]
+    return [row(f"start-up: command to first scores, {problems} problems, {shape} / bare engine load", ours, bare, 0)]
 
 
 def judged(folder: Path, out: Path, *options: str | Path) -> Side:
@@ -151,7 +153,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES))
     given = parser.parse_args()
     if given.shape:
-        sys.stdout.write(show(start_up(given.shape, given.seed, given.repeats, given.small)))
+        sys.stdout.write(show(start_up(given.shape, given.seed, given.repeats)))
         return
     sys.stdout.write(show(run(given.problems, given.seed, given.repeats, given.small)))
 
