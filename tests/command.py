@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -99,10 +100,10 @@ def s2r_interrupted(*arguments: str | Path, at: str, times: int = 1) -> Said:
 
 
 def s2r_inside(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
-    """The same entry point in this process, to work on the tests' own Ray."""
+    """The same entry point in this process, to work on the tests' own Ray. The environment is afterwards as before."""
     capfd.readouterr()
     started = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.setattr(sys, "argv", ["s2r", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from s2r_ray.models import stated_dtype
+from s2r_ray.models import chosen_dtype
 
 CONTEXT = 4096
 """Tokens of a prompt and its answer, as the judge of the package has it."""
@@ -162,7 +162,7 @@ def _engine_arguments(model: str) -> dict[str, Any]:
     """Weights have the type that the model states, as the judge's worker has them; vLLM would make float32 bfloat16."""
     stated = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
     return {
-        "dtype": stated_dtype(stated) or "auto",
+        "dtype": chosen_dtype("auto", stated),
         "max_model_len": CONTEXT,
         "load_format": "safetensors",
         "disable_log_stats": True,

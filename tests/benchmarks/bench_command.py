@@ -94,12 +94,12 @@ def start_up(shape: str, seed: int = 0, repeats: int = 3, problems: int = _FEW) 
         write_pool(Place.of(folder / "pool"), problems, seed, problems)
         write_judge(folder / "model", shape)
         (folder / "config.yaml").write_text(yaml.safe_dump(settings_for(folder / "model")), encoding="utf-8")
+        write_prompts(folder / "prompts.json", folder / "model", ["What is 1 + 1?"])  # the engine's load alone counts
+        bare_engine = [sys.executable, "-m", "tests.benchmarks.bare", "ids", str(folder / "model")]
         for _ in range(repeats):
             shutil.rmtree(folder / "out", ignore_errors=True)
             ours.append(judged(folder, folder / "out", "--config", folder / "config.yaml"))
-            write_prompts(folder / "prompts.json", folder / "model", questions(folder / "out")[:1])
-            command = [sys.executable, "-m", "tests.benchmarks.bare", "ids"]
-            bare.append(bare_side(measured(*command, str(folder / "model"), str(folder / "prompts.json"))))
+            bare.append(bare_side(measured(*bare_engine, str(folder / "prompts.json"))))
     return [row(f"start-up: command to first scores, {problems} problems, {shape} / bare engine load", ours, bare, 0)]
 
 

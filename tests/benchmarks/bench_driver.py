@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -281,7 +282,8 @@ def child(task: str, folder: Path, rows: int, units: int, seed: int) -> dict[str
 def start(task: str, folder: Path, rows: int, units: int, seed: int) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.bench_driver", "--task", task, "--folder", str(folder)]
     command += ["--rows", str(rows), "--units", str(units), "--seed", str(seed)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    memory = {"ARROW_DEFAULT_MEMORY_POOL": "jemalloc"}  # as the command has it
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | memory)
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
