@@ -6,10 +6,11 @@ generations the one that is named is taken.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -29,8 +30,10 @@ from s2r_ray.printable import one_line
 from s2r_ray.readers import Unit, bad_file_errors, parse_lines, python_values, row_lines
 from s2r_ray.storage import DEFAULT_STORAGE, FileInfo, Place, StorageOptions
 from s2r_ray.tables import open_parquet
+from s2r_ray.utf8 import Utf8
 
 _FILES_AT_ONCE = 4
+_ITEMS_A_TURN = 4
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
 SAMPLES = pa.schema([("question", pa.string()), ("response", pa.string()), ("answer", pa.string())])
@@ -111,8 +114,8 @@ def run_pools(
 def fetch_rows(pools: Sequence[RunPool], rows: pa.Table, *, originals: bool = False) -> Iterator[Fetched]:
     """The rows that a table names, some at a time: those of a file in file order, of several files in turn.
 
-    Each row of `rows` comes exactly once. Held are, for each of four files, 8 MiB of each column that is read (or one
-    line) and some 8 MiB of unpacked rows, and 32 bytes for each row asked for.
+    Each row of `rows` comes exactly once. Held are, for each of up to four files, 8 MiB of each column that is read
+    (or one line) and up to 64 MiB of unpacked rows, and 32 bytes for each row asked for.
 
     Args:
         rows: columns `file`, `row` (from 0) and `generation`, and `pool` where the run has several pools: as in a
@@ -125,25 +128,30 @@ def fetch_rows(pools: Sequence[RunPool], rows: pa.Table, *, originals: bool = Fa
     wanted = _wanted(pools, rows)
     for item in wanted:
         item.pool.check(item.path)
-    yield from _in_turn(_fetch(item, originals) for item in wanted)
+    remote = any(pool.root.is_remote for pool in pools)
+    at_once = _FILES_AT_ONCE if remote else min(_FILES_AT_ONCE, os.cpu_count() or 1)  # a disk answers at once
+    yield from _in_turn((_fetch(item, originals) for item in wanted), at_once)
 
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
-    """Rows of one file, ascending: number in the file, generation, and which of the rows asked for each is: [n]."""
+    """Rows of one file, ascending: number in the file, generation, and which of the rows asked for each is: [n].
+    `alone`: no other file has any."""
 
     pool: RunPool
     path: str
     rows: Ints
     generations: Ints
     at: Ints
+    alone: bool
 
     @property
     def place(self) -> Place:
         return self.pool.root.child(self.path)
 
     def part(self, low: int, high: int) -> _Wanted:
-        return _Wanted(self.pool, self.path, self.rows[low:high], self.generations[low:high], self.at[low:high])
+        here = slice(low, high)
+        return replace(self, rows=self.rows[here], generations=self.generations[here], at=self.at[here])
 
     def between(self, row: int, stop: int) -> _Wanted:
         """Those whose number in the file is in [row, stop)."""
@@ -169,7 +177,8 @@ def _wanted(pools: Sequence[RunPool], rows: pa.Table) -> list[_Wanted]:
         name = names[pool[here[0]]]
         if name not in by_name:
             raise S2RError(f"{name} is no pool of this run; it has {', '.join(by_name)}")
-        found.append(_Wanted(by_name[name], paths[file[here[0]]], number[here], generation[here], here))
+        path = paths[file[here[0]]]
+        found.append(_Wanted(by_name[name], path, number[here], generation[here], here, alone=not len(bounds)))
     return found
 
 
@@ -188,23 +197,23 @@ def _coded(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[str]]:
     return place[codes], values.take(pa.array(order)).to_pylist()
 
 
-def _in_turn(sources: Iterable[Iterator[_T]]) -> Iterator[_T]:
-    """The items of all sources: four sources take turns, each read by a thread, one item ahead of the caller."""
+def _in_turn(sources: Iterable[Iterator[_T]], at_once: int) -> Iterator[_T]:
+    """The items of all sources: so many sources take turns, a few items each; a thread reads a source's next few while
+    those before are used."""
     sources = iter(sources)
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
-        waiting: deque[tuple[Iterator[_T], Future[_T | None]]] = deque()
+    with ThreadPoolExecutor(at_once) as threads:
+        waiting: deque[tuple[Iterator[_T], Future[list[_T]]]] = deque()
 
         def go_on(source: Iterator[_T]) -> None:
-            waiting.append((source, threads.submit(lambda: next(source, None))))
+            waiting.append((source, threads.submit(lambda: list(islice(source, _ITEMS_A_TURN)))))
 
-        for source in islice(sources, _FILES_AT_ONCE):
+        for source in islice(sources, at_once):
             go_on(source)
         while waiting:
             source, future = waiting.popleft()
-            item = future.result()
-            if item is not None:
+            if items := future.result():
                 go_on(source)
-                yield item
+                yield from items
             elif (following := next(sources, None)) is not None:
                 go_on(following)
 
@@ -238,7 +247,7 @@ def _from_group(
     """What is wanted of one row group, whose first row has the number `row`."""
     group = file.metadata.row_group(number)
     size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
-    threads = not wanted.place.is_remote
+    threads = wanted.alone and not wanted.place.is_remote  # else files are read side by side
     for batch in file.iter_batches(size, row_groups=[number], columns=columns, use_threads=threads):
         here = wanted.between(row, row + batch.num_rows)
         if len(here.rows):
@@ -268,7 +277,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _samples_of_batch(wanted: _Wanted, batch: pa.RecordBatch, texts: Mapping) -> pa.Table:
     there = batch.schema.names
-    values, faults = python_values(batch.select([name for name in texts.columns() if name in there]))
+    present = batch.select([name for name in texts.columns() if name in there])
+    values, faults = python_values(present, undecoded=texts.trace_columns())  # of a row's traces one is wanted
     values = {name: values.get(name, [None] * batch.num_rows) for name in texts.columns()}
     answers: list[Any] = [None] * batch.num_rows
     if texts.answer and texts.answer in there:
@@ -332,7 +342,7 @@ def _samples(
         trace = next((trace for trace in record.traces if trace.generation == generation), None)
         response = response_text(trace) if trace is not None else None
         found["question"].append(record.question if sound and isinstance(record.question, str) else None)
-        found["response"].append(response if sound and isinstance(response, str) else None)
+        found["response"].append(str(response) if sound and isinstance(response, str | Utf8) else None)
         found["answer"].append(answer_text(answer))
     return pa.table(found, SAMPLES)
 

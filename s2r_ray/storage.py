@@ -443,41 +443,58 @@ def _version(detail: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn what the storage libraries raise into one sentence without secrets."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
     try:
-        with _store_errors(what):
-            yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise S2RError(f"{what}: a part of this path is a file, not a folder") from error
-    except FileNotFoundError as error:
-        raise S2RError(f"{what}: there is no such file or bucket") from error
-    except PermissionError as error:
-        hint = f" ({_short(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on the bucket"
-        raise S2RError(f"{what}: access denied{hint if 's3://' in what else ''}") from error
-    except NoCredentialsError as error:
-        raise S2RError(f"{what}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-    except (ClientError, BotoCoreError, OSError) as error:
-        raise S2RError(f"{what}: {_short(error)}") from error
+        yield
+    except Exception as error:
+        explained = _of_store(what, error) or _of_path(what, error)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 @contextlib.contextmanager
 def _store_errors(what: str) -> Iterator[None]:
     """Turn what tells of a network, or of a store that is busy or broken, into a StoreError; the rest goes through."""
+    try:
+        yield
+    except Exception as error:
+        explained = _of_store(what, error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _of_store(what: str, error: Exception) -> StoreError | None:
+    """What it tells of the network or the store, None if nothing. Libraries are loaded here, for they take 0.3 s."""
     from aiohttp import ClientError as BrokenBodyError
     from botocore.exceptions import ClientError, HTTPClientError
     from botocore.exceptions import ConnectionError as NoConnectionError
 
-    try:
-        yield
-    except (NoConnectionError, HTTPClientError, BrokenBodyError) as error:
+    if isinstance(error, NoConnectionError | HTTPClientError | BrokenBodyError):
         asked = re.sub(r'\?[^"\s]*', "", _short(error))
-        raise StoreError(f"{what}: {asked}; check storage.endpoint_url or AWS_ENDPOINT_URL, and the network") from error
-    except (ClientError, OSError) as error:
-        status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if status != _TOO_MANY_REQUESTS and status < _SERVER_ERRORS:
-            raise
-        raise StoreError(f"{what}: {_short(error)}; the store is busy: try later, or raise storage.tries") from error
+        return StoreError(f"{what}: {asked}; check storage.endpoint_url or AWS_ENDPOINT_URL, and the network")
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if isinstance(error, ClientError | OSError) and (status == _TOO_MANY_REQUESTS or status >= _SERVER_ERRORS):
+        return StoreError(f"{what}: {_short(error)}; the store is busy: try later, or raise storage.tries")
+    return None
+
+
+def _of_path(what: str, error: Exception) -> S2RError | None:
+    """What it tells of a path, the rights to it or its disk, None if nothing."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return S2RError(f"{what}: a part of this path is a file, not a folder")
+    if isinstance(error, FileNotFoundError):
+        return S2RError(f"{what}: there is no such file or bucket")
+    if isinstance(error, PermissionError):
+        hint = f" ({_short(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on the bucket"
+        return S2RError(f"{what}: access denied{hint if 's3://' in what else ''}")
+    if isinstance(error, NoCredentialsError):
+        return S2RError(f"{what}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, ClientError | BotoCoreError | OSError):
+        return S2RError(f"{what}: {_short(error)}")
+    return None
 
 
 def _response(error: BaseException) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Exporting 10 % of a pool in the columns of OpenR1-Math-220k, against reading the whole pool with pyarrow.
 
 Clustered: the selected rows lie together, in one row group of ten. Spread: they lie anywhere, and every row group has
-some. Both sides read from the page cache; start-up of the interpreter is on neither side.
+some. Both sides read from the page cache, each in a process of its own, as a user would: memory is touched for the
+first time on both. Starting the process and its imports are on neither side.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2r_ray.candidates import content_key
-from s2r_ray.export import Selection, export, find_selection
+from s2r_ray.export import export, find_selection
 from s2r_ray.index import Snapshot, snapshot_place
 from s2r_ray.progress import Progress
 from s2r_ray.readers import Unit
 from s2r_ray.storage import Place
 from s2r_ray.synth import SCHEMA, make_rows
-from tests.benchmarks.table import Row, in_turn, show
+from tests.benchmarks.table import Row, compared, peak_bytes, show
 
 _FILES = 8
 _ROW_BYTES = 50_000
 _GROUP_ROWS = 250
+_REFERENCE = "pyarrow"
 _RUN = "20260101T000000.000Z-00000000"
 
 
@@ -47,7 +51,7 @@ def run(megabytes: float = 1000, seed: int = 0, repeats: int = 3) -> list[Row]:
             dice.shuffle(some)
             write_run(Place.of(folder / name), Place.of(folder / "pool"), some)
         return [
-            _row(f"export 10 %, {name}, {target}", _selection(folder / name), target, folder, repeats)
+            _row(f"export 10 %, {name}, {target} / reading all with pyarrow", folder / name, target, repeats)
             for name, target in (("clustered", "jsonl"), ("spread", "jsonl"), ("spread", "openr1"))
         ]
 
@@ -100,25 +104,45 @@ def write_run(out: Place, pool: Place, rows: list[dict[str, Any]]) -> None:
     out.child("runs", _RUN, "run.json").write_bytes(json.dumps(record).encode())
 
 
-def _selection(out: Path) -> Selection:
-    return find_selection(Place.of(out), _RUN, None, None)
+def _row(name: str, out: Path, target: str, repeats: int) -> Row:
+    """`out`: what `write_run` wrote, beside the pool."""
+    own, other, peaks, reference_peaks = [], [], [], []
+    for _ in range(repeats):
+        for side, seconds, most in ((target, own, peaks), (_REFERENCE, other, reference_peaks)):
+            command = [sys.executable, "-m", "tests.benchmarks.bench_export", "--child", side, "--out", str(out)]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            seconds.append(found["seconds"])
+            most.append(found["peak"] / 2**20)
+    return compared(name, own, other, max(peaks), max(reference_peaks))
 
 
-def _row(name: str, selection: Selection, target: str, folder: Path, repeats: int) -> Row:
-    def ours() -> None:
-        export(selection, target, Place.of(folder / f"to-{target}"), Progress(quiet=True), force=True)
-
-    def reference() -> None:
-        for file in sorted((folder / "pool").iterdir()):
+def child(out: Path, target: str) -> dict[str, float]:
+    """What one process measures: seconds, and the peak of its resident memory in bytes."""
+    selection = find_selection(Place.of(out), _RUN, None, None)
+    files = sorted((out.parent / "pool").iterdir())
+    started = time.perf_counter()
+    if target == _REFERENCE:
+        for file in files:
             pq.read_table(file)
+    else:
+        to = Place.of(out.parent / f"to-{target}")
+        export(selection, target, to, Progress(quiet=True), force=True)
+    return {"seconds": time.perf_counter() - started, "peak": peak_bytes()}
 
-    return in_turn(name, ours, reference, repeats)
 
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=1000, help="of the pool, unpacked")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", choices=(_REFERENCE, "jsonl", "openr1"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    sys.stdout.write(show(run(given.megabytes, given.seed, given.repeats)))
+    if given.child:
+        sys.stdout.write(json.dumps(child(given.out, given.child)))
+    else:
+        sys.stdout.write(show(run(given.megabytes, given.seed, given.repeats)))
+
+
+if __name__ == "__main__":
+    main()
