@@ -115,6 +115,11 @@ class Connection:
         if not ray.is_initialized():
             self._ahead = self._thread.submit(self._stack.enter_context, self._make())
 
+    @property
+    def ahead(self) -> bool:
+        """Whether a Ray of our own was started ahead; it may not be there yet."""
+        return self._ahead is not None
+
     @cached_property
     def cluster(self) -> Cluster:
         """What Ray has.

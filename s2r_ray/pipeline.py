@@ -7,7 +7,7 @@ change of the pool or a change of weights pays only for what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from time import monotonic
@@ -62,6 +62,7 @@ from s2r_ray.tables import DamagedError
 
 _FAULTS_SHOWN = 5
 _REPAIRS = 20
+_READ_HERE_BYTES = 64 << 20
 _OF_SELECTION = ("signals", "weights", "directions", "filter", "budgets", "strata", "baselines", "seed")
 """Parts of the configuration that ranking depends on and nothing before it."""
 
@@ -324,15 +325,12 @@ def _index(plan: Plan, ray: Connection, progress: Progress, done: Done) -> Snaps
     if not plan.fresh:
         progress.say(f"index: {len(plan.units):,} files or parts of files, all indexed before")
         return Snapshot(plan.pool_uris, plan.units)
-    _check_cluster(plan, ray.cluster, plan.out, progress)
+    if not _reads_here(plan, ray):
+        _check_cluster(plan, ray.cluster, plan.out, progress)
     bad: dict[str, UnitOutcome] = {}
     counted_by: set[str] = set()
     with progress.stage("index", "files or parts", len(plan.fresh)) as ticker:
-        items = [{"unit": json.dumps(asdict(unit))} for unit, _ in plan.fresh]
-        task, workers = partial(_index_item, plan.pools), plan.config.workers
-        cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
-        for row in stream_tasks(items, task, cpus, workers.index_resources, most):
-            outcome = UnitOutcome(**json.loads(row["outcome"]))
+        for outcome in _outcomes(plan, ray):
             counted_by.add(outcome.counted_by)
             done.troubles.requests_repeated += outcome.repeated
             done.read.add(outcome.key)
@@ -349,6 +347,25 @@ def _index(plan: Plan, ray: Connection, progress: Progress, done: Done) -> Snaps
     good = tuple(item for item in plan.units if item[1] not in bad)
     unreadable = tuple((unit.pool, unit.path, bad[key].error or "") for unit, key in plan.units if key in bad)
     return Snapshot(plan.pool_uris, good, unreadable)
+
+
+def _reads_here(plan: Plan, ray: Connection) -> bool:
+    """Whether this process reads what is new: little, while a Ray of our own starts, and sooner done than Ray's
+    processes are there."""
+    local = not any(place.is_remote for place in (plan.out, *(pool.root for pool in plan.pools)))
+    return ray.ahead and local and plan.bytes_to_read <= _READ_HERE_BYTES
+
+
+def _outcomes(plan: Plan, ray: Connection) -> Iterator[UnitOutcome]:
+    """What reading each new file or part came to, as it is ready, in any order."""
+    if _reads_here(plan, ray):
+        yield from (index_unit(plan.pools[unit.pool], unit) for unit, _ in plan.fresh)
+        return
+    items = [{"unit": json.dumps(asdict(unit))} for unit, _ in plan.fresh]
+    task, workers = partial(_index_item, plan.pools), plan.config.workers
+    cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
+    for row in stream_tasks(items, task, cpus, workers.index_resources, most):
+        yield UnitOutcome(**json.loads(row["outcome"]))
 
 
 def _tell(outcome: UnitOutcome, left: int) -> None:
@@ -406,7 +423,7 @@ def _judge(
     for said in announced(plan.out, snapshot, signal, pending):
         progress.say(f"{signal.name}: {said}")
     cluster = ray.cluster
-    if not plan.fresh:  # otherwise it was checked before the first file was read
+    if not plan.fresh or _reads_here(plan, ray):  # otherwise it was checked before the first file was read
         _check_cluster(plan, cluster, plan.out, progress)
     resources, custom = signal.resources(cluster.total("GPU")), plan.config.workers.index_resources
     pools = [RunPool(name, pool.root, pool.mapping) for name, pool in zip(plan.pool_uris, plan.pools, strict=True)]

@@ -54,6 +54,11 @@ class Plan:
         """The pools' addresses as they were given."""
         return tuple(place.uri for place in self.config.pool_places())
 
+    @property
+    def bytes_to_read(self) -> int:
+        """The size of all files of which some is to be read."""
+        return sum({(unit.pool, unit.path): unit.size for unit, _ in self.fresh}.values())
+
 
 def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connection | None = None) -> Plan:
     """Find and check everything a run needs, within seconds, and change nothing.
@@ -239,7 +244,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
         "output": plan.out.uri,
         "files_or_parts": len(plan.units),
         "to_read": len(plan.fresh),
-        "bytes_to_read": sum(unit.size for unit, _ in plan.fresh if unit.first_row == 0),
+        "bytes_to_read": plan.bytes_to_read,
         "tokenizer": plan.pools[0].tokenizer.name,
     }
     for signal, asked in asked_by_signal(plan, indexed):

@@ -1,4 +1,4 @@
-"""Selections from what is stored, with no pool, no model and no Ray."""
+"""Selections from what is stored, with no pool, no model and no Ray; who reads a new pool."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from s2r_ray.cluster import Cluster, Connection
 from s2r_ray.config import load_config
 from s2r_ray.errors import UsageError
-from s2r_ray.pipeline import select
+from s2r_ray.index import indexed_keys
+from s2r_ray.pipeline import _outcomes, _reads_here, select
+from s2r_ray.plan import Plan, prepare
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord
 from s2r_ray.ranking import Better
 from s2r_ray.scored import Scored, read_scored, write_scored
 from s2r_ray.storage import Place
 from s2r_ray.store import fingerprint_digest
+from s2r_ray.synth import write_pool
+from tests.fakes import HashJudge
 from tests.made_runs import JUDGE, further_fingerprint, made_run
 
 SIGNALS: dict[str, Better] = {"rsr": "low", "words": "high"}
@@ -122,3 +127,48 @@ def test_another_model_in_the_configuration_is_told(out: str) -> None:
     said = io.StringIO()
     select(load_config(None, settings), Progress(said))
     assert "warning: student" not in said.getvalue()
+
+
+class Ahead(Connection):
+    """A Ray of our own that was started ahead, or not, and never comes."""
+
+    def __init__(self, ahead: bool = True) -> None:
+        super().__init__(None)
+        self._is = ahead
+
+    @property
+    def ahead(self) -> bool:
+        return self._is
+
+    @property
+    def cluster(self) -> Cluster:
+        raise AssertionError("Ray was waited for")
+
+
+@pytest.fixture
+def new_pool(tmp_path: Path) -> Plan:
+    """A run over two files that nobody has read."""
+    write_pool(Place.of(tmp_path / "pool"), 8, 0, 4)
+    pools = [{"uri": str(tmp_path / "pool"), "preset": "openr1-math-220k"}]
+    return prepare(load_config(None, {"pools": pools, "out": str(tmp_path / "out")}), [HashJudge()])
+
+
+def test_little_is_read_while_ray_starts(new_pool: Plan) -> None:
+    """Catches: a small pool that waits for Ray's processes, or is read without being asked about."""
+    outcomes = list(_outcomes(new_pool, Ahead()))
+    assert {outcome.key for outcome in outcomes} == indexed_keys(new_pool.out) == {key for _, key in new_pool.fresh}
+    assert sum(outcome.traces for outcome in outcomes) > 8
+    assert not any(outcome.error for outcome in outcomes)
+
+
+def test_all_else_is_read_by_tasks(new_pool: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a large pool that one process reads, or a cluster that has nothing to do."""
+    assert _reads_here(new_pool, Ahead())
+    assert not _reads_here(new_pool, Ahead(ahead=False))
+    far = replace(new_pool.pools[0], root=Place.of("s3://bucket/pool"))
+    assert not _reads_here(replace(new_pool, pools=(far,)), Ahead())
+    assert not _reads_here(replace(new_pool, out=Place.of("s3://bucket/out")), Ahead())
+    sizes = sum(Path(new_pool.pool_uris[0], unit.path).stat().st_size for unit, _ in new_pool.units)
+    assert new_pool.bytes_to_read == sizes
+    monkeypatch.setattr("s2r_ray.pipeline._READ_HERE_BYTES", sizes - 1)
+    assert not _reads_here(new_pool, Ahead())
