@@ -49,7 +49,7 @@ class Side:
 
 
 def run(problems: int = 25_200, seed: int = 0, repeats: int = 3, small: int = SMALL, files: int = _FILES) -> list[Row]:
-    """Five rows. About four fifths of the problems have a candidate and a question of their own.
+    """Six rows. About four fifths of the problems have a candidate and a question of their own.
 
     Raises:
         AssertionError: the two sides judged other prompts, or their scores differ.
@@ -75,9 +75,11 @@ def run(problems: int = 25_200, seed: int = 0, repeats: int = 3, small: int = SM
                 done = measured(sys.executable, "-m", "tests.benchmarks.bare", way, str(EMBEDDED_JUDGE), str(prompts))
                 sides.append(bare_side(done))
                 count = check_same(done.json(), out)
+    first = f"start-up: command to first scores, {small} problems / bare engine load"
     last = "judge, from command to last score, {:,} questions{} / bare load and generate{}"
     return [
-        row(f"start-up: command to first scores, {small} problems / bare engine load", ours["start"], bare["ids"], 0),
+        row(first, ours["start"], bare["ids"], 0),
+        row(first + ", engine apart", ours["start"], bare["ids-apart"], 0),
         row(last.format(count, "", ""), ours["new"], bare["ids"]),
         row(last.format(count, ", indexed before", ""), ours["indexed"], bare["ids"]),
         row(last.format(count, "", ", engine apart"), ours["new"], bare["ids-apart"]),
@@ -86,21 +88,25 @@ def run(problems: int = 25_200, seed: int = 0, repeats: int = 3, small: int = SM
 
 
 def start_up(shape: str, seed: int = 0, repeats: int = 3, problems: int = _FEW) -> list[Row]:
-    """One row, with a judge of this shape on both sides. On a CPU one of real size takes half a second a question: few
+    """Two rows, with a judge of this shape on both sides. On a CPU one of real size takes half a second a question: few
     problems, so that what is measured is the start."""
-    ours, bare = [], []
+    ours: list[Side] = []
+    bare: dict[str, list[Side]] = {"ids": [], "ids-apart": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_pool(Place.of(folder / "pool"), problems, seed, problems)
         write_judge(folder / "model", shape)
         (folder / "config.yaml").write_text(yaml.safe_dump(settings_for(folder / "model")), encoding="utf-8")
-        write_prompts(folder / "prompts.json", folder / "model", ["What is 1 + 1?"])  # the engine's load alone counts
-        bare_engine = [sys.executable, "-m", "tests.benchmarks.bare", "ids", str(folder / "model")]
+        prompts = folder / "prompts.json"
+        write_prompts(prompts, folder / "model", ["What is 1 + 1?"])  # the engine's load alone counts
         for _ in range(repeats):
             shutil.rmtree(folder / "out", ignore_errors=True)
             ours.append(judged(folder, folder / "out", "--config", folder / "config.yaml"))
-            bare.append(bare_side(measured(*bare_engine, str(folder / "prompts.json"))))
-    return [row(f"start-up: command to first scores, {problems} problems, {shape} / bare engine load", ours, bare, 0)]
+            for way, sides in bare.items():
+                command = [sys.executable, "-m", "tests.benchmarks.bare", way, str(folder / "model"), str(prompts)]
+                sides.append(bare_side(measured(*command)))
+    first = f"start-up: command to first scores, {problems} problems, {shape} / bare engine load"
+    return [row(first, ours, bare["ids"], 0), row(first + ", engine apart", ours, bare["ids-apart"], 0)]
 
 
 def judged(folder: Path, out: Path, *options: str | Path) -> Side:
