@@ -187,7 +187,7 @@ class Place:
 
     def store_errors(self) -> AbstractContextManager[None]:
         """Inside the block, an object store that stops answering while this is read is a StoreError."""
-        return _store_errors(f"cannot read {self.uri}")
+        return _explained(f"cannot read {self.uri}", paths=False)
 
     def open_input(self, *, ahead: bool = True) -> IO[bytes]:
         """A seekable reader; the caller closes it.
@@ -441,24 +441,13 @@ def _version(detail: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what the storage libraries raise into one sentence without secrets."""
+def _explained(what: str, *, paths: bool = True) -> Iterator[None]:
+    """Turn what the storage libraries raise into one sentence without secrets; what tells of neither a store nor, with
+    `paths`, of a path goes through."""
     try:
         yield
     except Exception as error:
-        explained = _of_store(what, error) or _of_path(what, error)
-        if explained is None:
-            raise
-        raise explained from error
-
-
-@contextlib.contextmanager
-def _store_errors(what: str) -> Iterator[None]:
-    """Turn what tells of a network, or of a store that is busy or broken, into a StoreError; the rest goes through."""
-    try:
-        yield
-    except Exception as error:
-        explained = _of_store(what, error)
+        explained = _of_store(what, error) or (_of_path(what, error) if paths else None)
         if explained is None:
             raise
         raise explained from error

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +42,7 @@ from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.strata import Strata
 from s2r_ray.tables import write_table
+from tests.benchmarks.commands import told_by
 from tests.benchmarks.table import Row, peak_bytes, show
 from tests.fakes import HashJudge
 
@@ -280,12 +279,8 @@ def child(task: str, folder: Path, rows: int, units: int, seed: int) -> dict[str
 
 
 def start(task: str, folder: Path, rows: int, units: int, seed: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_driver", "--task", task, "--folder", str(folder)]
-    command += ["--rows", str(rows), "--units", str(units), "--seed", str(seed)]
-    memory = {"ARROW_DEFAULT_MEMORY_POOL": "jemalloc"}  # as the command has it
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | memory)
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    options = {"task": task, "folder": folder, "rows": rows, "units": units, "seed": seed}
+    return told_by("tests.benchmarks.bench_driver", *(f"--{name}={value}" for name, value in options.items()))
 
 
 def measure(rows: int, seed: int, units: int = UNITS, steps: tuple[str, ...] = tuple(STEPS)) -> list[Row]:

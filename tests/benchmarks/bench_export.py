@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from s2r_ray.progress import Progress
 from s2r_ray.readers import Unit
 from s2r_ray.storage import Place
 from s2r_ray.synth import SCHEMA, make_rows
+from tests.benchmarks.commands import told_by
 from tests.benchmarks.table import Row, compared, peak_bytes, show
 
 _FILES = 8
@@ -109,8 +109,8 @@ def _row(name: str, out: Path, target: str, repeats: int) -> Row:
     own, other, peaks, reference_peaks = [], [], [], []
     for _ in range(repeats):
         for side, seconds, most in ((target, own, peaks), (_REFERENCE, other, reference_peaks)):
-            command = [sys.executable, "-m", "tests.benchmarks.bench_export", "--child", side, "--out", str(out)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            asked = ("--child", side, "--out", out)
+            found = told_by("tests.benchmarks.bench_export", *asked, as_command=side != _REFERENCE)
             seconds.append(found["seconds"])
             most.append(found["peak"] / 2**20)
     return compared(name, own, other, max(peaks), max(reference_peaks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,19 @@ class Measured:
         text = self.said if self.said.startswith("{") else self.said.splitlines()[-1]
         found: dict[str, Any] = json.loads(text)
         return found
+
+
+def told_by(module: str, *arguments: object, as_command: bool = True) -> dict[str, Any]:
+    """What a module of the benchmarks says of itself, a JSON object on the last line that it prints.
+
+    Args:
+        as_command: with Arrow's memory from where `cli.main` has it, not from Arrow's default.
+    """
+    memory = {"ARROW_DEFAULT_MEMORY_POOL": "jemalloc"} if as_command else {}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | memory)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def measured(*command: str) -> Measured:

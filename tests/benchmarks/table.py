@@ -29,18 +29,14 @@ class Row:
 def alternated(
     name: str, ours: Callable[[], Any], reference: Callable[[], Any], repeats: int, same: Callable[[Any, Any], bool]
 ) -> Row:
-    """Time both sides in turn after one uncounted pass of each, and check that their results agree.
+    """Time both sides in turn after one uncounted pass of each, and check that their results agree. Peaks are of the
+    whole process, which holds what both sides work on.
 
     Raises:
         AssertionError: the two sides did not compute the same.
     """
     if not same(ours(), reference()):
         raise AssertionError(f"{name}: the two sides differ")
-    return in_turn(name, ours, reference, repeats)
-
-
-def in_turn(name: str, ours: Callable[[], Any], reference: Callable[[], Any], repeats: int) -> Row:
-    """Time both sides in turn. Peaks are of the whole process, which holds what both sides work on."""
     own, other = [], []
     for _ in range(repeats):
         own.append(_timed(ours))

@@ -13,7 +13,7 @@ from s2r_ray.storage import Place
 from tests.benchmarks.bench_driver import make, start
 
 SIZES = (1_000_000, 2_000_000)
-MOST = 120
+MOST = 100
 RUNS = 3
 """Threads meet differently each time: single peaks of a size differ by up to 80 MiB, the smallest of three by a few."""
 
