@@ -267,8 +267,12 @@ def stream_actors(
             fn_constructor_args=(worker, worker_arguments, resources.threads),
             batch_size=1,
             batch_format="pyarrow",
-            # One that is slow must not sit on more than the item it works on and the next.
-            compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
+            # One that is slow must not sit on more than the item it works on and the next. Calls come one at a time in
+            # any case; "multi-threading" has them in the thread that made the worker: in another, native libraries
+            # (OpenMP) would have a second set of threads, more than there are cores.
+            compute=ActorPoolStrategy(
+                min_size=least, max_size=most, max_tasks_in_flight_per_actor=2, enable_true_multi_threading=True
+            ),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus or None,
             accelerator_type=resources.accelerator_type,
