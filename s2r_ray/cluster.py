@@ -1,4 +1,4 @@
-"""Ray: find a cluster or start a local one, and stream small work items through Ray Data."""
+"""Ray: find a cluster or start a local one, and stream small work items through its tasks and actors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -27,12 +28,16 @@ from s2r_ray.tables import DamagedError
 
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _MOST_BLOCKS = 4096
+_MOST_TASKS = 4096
+_TASK_RETRIES = 3
 _CONNECT_SECONDS = 5
 _MESSAGE_CHARACTERS = 600
 _NO_TOKEN = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token (or RAY_AUTH_TOKEN to the "
     "token itself)"
 )
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _RAISED = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)): (.+)$", re.MULTILINE)
 
 
@@ -217,24 +222,51 @@ def _quiet_ray_data() -> None:
 
 
 def stream_tasks(
-    items: Sequence[dict[str, Any]],
-    task: Callable[[dict[str, Any]], dict[str, Any]],
+    items: Sequence[Item],
+    task: Callable[[Item], Result],
     cpus: float,
     custom: Mapping[str, float],
     most: int | None = None,
-) -> Iterator[dict[str, Any]]:
+    named: Callable[[Item], str] = str,
+) -> Iterator[Result]:
     """Run a stateless function over items on the cluster; results come as they are ready, in any order.
+
+    Plain Ray tasks: what they read and write does not pass through Ray. Those of Ray Data take seconds more to start,
+    and go to nodes with GPUs as readily as to others.
 
     Args:
         cpus, custom: what one call takes; the latter are custom Ray resources.
-        most: calls at once. For those that wait Ray Data asks the autoscaler for CPUs, and does not say that they must
-            have the custom resources: without a bound it gets nodes of any kind.
+        most: calls at once.
+        named: what an error calls an item.
+
+    Raises:
+        WorkersLostError: the process that works on an item died each time.
+        S2RError: the function raised something.
     """
-    dataset = _dataset(items).map(task, num_cpus=cpus, resources=dict(custom))
-    if most is not None:
-        options = dataset.context.execution_options
-        options.resource_limits = options.resource_limits.copy(cpu=most * cpus)
-    yield from _rows(dataset)
+    import ray
+
+    call: Any = ray.remote(_call).options(num_cpus=cpus, resources=dict(custom), max_retries=_TASK_RETRIES)
+    shared, left = ray.put(task), iter(items)
+    running: dict[Any, Item] = {}
+    try:
+        while True:
+            for item in islice(left, (most or _MOST_TASKS) - len(running)):
+                running[call.remote(shared, item)] = item
+            if not running:
+                return
+            ray.wait(list(running))
+            for reference in ray.wait(list(running), num_returns=len(running), timeout=0)[0]:
+                item = running.pop(reference)
+                with _worker_errors(f"at {named(item)}"):
+                    result: Result = ray.get(reference)
+                yield result
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def _call(task: Callable[[Item], Result], item: Item) -> Result:
+    return task(item)
 
 
 def stream_actors(
@@ -316,14 +348,22 @@ def _dataset(items: Sequence[dict[str, Any]]) -> Any:
 
 
 def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    with _worker_errors():
+        yield from dataset.iter_rows()
+
+
+@contextmanager
+def _worker_errors(where: str = "") -> Iterator[None]:
+    """Inside the block, what Ray says of a process that failed, or of what was raised there, is an error of ours."""
     import ray
 
     try:
-        yield from dataset.iter_rows()
+        yield
     except (ray.exceptions.RayError, RuntimeError) as error:
         name, message = _raised(error)
         lost = name in ("", f"{WorkersLostError.__module__}.{WorkersLostError.__name__}")
-        raise (WorkersLostError if lost else S2RError)(f"a worker failed: {message}") from error
+        what = f"a worker failed {where}".rstrip()
+        raise (WorkersLostError if lost else S2RError)(f"{what}: {message}") from error
 
 
 def is_replacement() -> bool:

@@ -6,10 +6,10 @@ change of the pool or a change of weights pays only for what is missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -361,11 +361,10 @@ def _outcomes(plan: Plan, ray: Connection) -> Iterator[UnitOutcome]:
     if _reads_here(plan, ray):
         yield from (index_unit(plan.pools[unit.pool], unit) for unit, _ in plan.fresh)
         return
-    items = [{"unit": json.dumps(asdict(unit))} for unit, _ in plan.fresh]
-    task, workers = partial(_index_item, plan.pools), plan.config.workers
+    units, workers = [unit for unit, _ in plan.fresh], plan.config.workers
     cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
-    for row in stream_tasks(items, task, cpus, workers.index_resources, most):
-        yield UnitOutcome(**json.loads(row["outcome"]))
+    task = partial(_index_unit, plan.pools)
+    yield from stream_tasks(units, task, cpus, workers.index_resources, most, attrgetter("path"))
 
 
 def _tell(outcome: UnitOutcome, left: int) -> None:
@@ -377,12 +376,9 @@ def _tell(outcome: UnitOutcome, left: int) -> None:
         count("s2r_rows_excluded", rows, reason=reason)
 
 
-def _index_item(pools: Sequence[PoolIndex], row: dict[str, Any]) -> dict[str, Any]:
+def _index_unit(pools: Sequence[PoolIndex], unit: Unit) -> UnitOutcome:
     """One unit in a Ray task."""
-    content = json.loads(row["unit"])
-    groups = content.pop("row_groups")
-    unit = Unit(**content, row_groups=tuple(groups) if groups else None)
-    return {"outcome": json.dumps(asdict(index_unit(pools[unit.pool], unit)))}
+    return index_unit(pools[unit.pool], unit)
 
 
 def check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress) -> None:

@@ -7,11 +7,11 @@ problem, so that a larger n draws only those that are missing.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from time import monotonic
 from typing import Any
 
@@ -148,12 +148,11 @@ def _read(
     if fresh:
         out.check_writable()
         with progress.stage("problems", "files or parts", len(fresh)) as ticker:
-            items = [{"unit": json.dumps(asdict(unit))} for unit in fresh]
             workers = config.workers
             cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
             _ = ray.cluster
-            for row in stream_tasks(items, partial(_read_item, pools), cpus, workers.index_resources, most):
-                outcome = UnitOutcome(**json.loads(row["outcome"]))
+            task, name = partial(_read_unit, pools), attrgetter("path")
+            for outcome in stream_tasks(fresh, task, cpus, workers.index_resources, most, name):
                 if outcome.error:
                     bad[outcome.key] = outcome
                 ticker.advance(1)
@@ -162,12 +161,9 @@ def _read(
     return Snapshot(uris, tuple(item for item in units if item[1] not in bad))
 
 
-def _read_item(pools: Sequence[ProblemPool], row: dict[str, Any]) -> dict[str, Any]:
+def _read_unit(pools: Sequence[ProblemPool], unit: Unit) -> UnitOutcome:
     """One unit in a Ray task."""
-    content = json.loads(row["unit"])
-    groups = content.pop("row_groups")
-    unit = Unit(**content, row_groups=tuple(groups) if groups else None)
-    return {"outcome": json.dumps(asdict(read_problems(pools[unit.pool], unit)))}
+    return read_problems(pools[unit.pool], unit)
 
 
 def _judge(
