@@ -24,7 +24,7 @@ def unused() -> str:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        (unused(), "no Ray cluster answers at 127.0.0.1:.*unset RAY_ADDRESS"),
+        ("", "no Ray cluster answers at 127.0.0.1:.*unset RAY_ADDRESS"),
         ("ray://no-such-host.invalid:10001", "no Ray cluster answers at ray://no-such-host.invalid:10001"),
         ("http://127.0.0.1:8265", "address of a dashboard, to which `ray job submit` goes; expected HOST:PORT"),
         ("user:secret@127.0.0.1:6379", "must not contain credentials"),
@@ -32,7 +32,7 @@ def unused() -> str:
 )
 def test_addresses_that_nobody_answers(address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: Ray's own many minutes of tries, and a password in the message."""
-    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_ADDRESS", address or unused())
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # the other tests' own
     began = time.monotonic()
     with pytest.raises(UsageError, match=said) as error, connected(None):
