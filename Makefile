@@ -9,10 +9,8 @@ run: install-run
 	.venv/bin/s2r synth --rows $(ROWS) --seed $(SEED) --out $(OUT)/pool
 	.venv/bin/s2r run --pool $(OUT)/pool --preset openr1-math-220k --out $(OUT)/selection
 
-# Tests wait for processes half of their time, so as many run at once; files in order, as the slow ones come first.
-WORKERS ?= 2
 test: install-test check
-	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -q
 
 check: install-test
 	.venv/bin/ruff check .
