@@ -36,6 +36,8 @@ _NO_TOKEN = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token (or RAY_AUTH_TOKEN to the "
     "token itself)"
 )
+_DIED = " Worker exit type: "  # where Ray goes on about a process that ended, at length, with guesses of its own
+_WHY_DIED = " It crashed, was killed (out of memory?), or hung for longer than workers.hang_seconds"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _RAISED = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)): (.+)$", re.MULTILINE)
@@ -389,7 +391,8 @@ def _raised(error: BaseException) -> tuple[str, str]:
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
     raised = [match for match in _RAISED.findall(text) if not match[0].startswith("ray.")]
     if not raised:
-        return "", (text.strip().splitlines() or [type(error).__name__])[-1][:_MESSAGE_CHARACTERS]
+        said, died, _ = (text.strip().splitlines() or [type(error).__name__])[-1].partition(_DIED)
+        return "", f"{said}{_WHY_DIED if died else ''}"[:_MESSAGE_CHARACTERS]
     name, message = raised[-1]
     ours = name.startswith("s2r_ray.")
     return name, (message if ours else f"{name}: {message}")[:_MESSAGE_CHARACTERS]

@@ -54,3 +54,5 @@ def test_a_question_that_kills_its_worker(
     assert len(set(failed["question_key"].to_pylist())) == 1
     assert failed["detail"][0].as_py().startswith("its worker died each time")
     assert "starting again for the 1 questions that are left" in running.log()
+    assert "or hung for longer than workers.hang_seconds; starting again" in running.log()
+    assert "Worker exit" not in running.log(), "Ray's own guesses"
