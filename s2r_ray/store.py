@@ -58,15 +58,15 @@ class Found:
 
     def add_scores(self, at: Places, rows: dict[str, npt.NDArray[np.float64]]) -> None:
         """Take in rows for the keys at these places; of several for one key the least stays."""
-        held = at[self.ok[at]]
-        if len(held) or len(np.unique(at)) < len(at):
+        held, known = at[self.ok[at]], np.count_nonzero(self.ok)
+        self.ok[at] = True
+        if np.count_nonzero(self.ok) - known < len(at):  # some are there already, or come twice
             held = np.unique(held)
             at = np.concatenate([at, held])
             rows = {name: np.concatenate([column, self.columns[name][held]]) for name, column in rows.items()}
             order = np.lexsort((*reversed(rows.values()), at))
             order = order[np.append(True, np.diff(at[order]) > 0)]
             at, rows = at[order], {name: column[order] for name, column in rows.items()}
-        self.ok[at] = True
         for name, column in rows.items():
             self.columns[name][at] = column
 
