@@ -26,6 +26,8 @@ from s2r_ray.quiet import captured
 from s2r_ray.signals.base import Resources
 from s2r_ray.tables import DamagedError
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _MOST_BLOCKS = 4096
 _MOST_TASKS = 4096
@@ -38,8 +40,6 @@ _NO_TOKEN = (
 )
 _DIED = " Worker exit type: "  # where Ray goes on about a process that ended, at length, with guesses of its own
 _WHY_DIED = " It crashed, was killed (out of memory?), or hung for longer than workers.hang_seconds"
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 _RAISED = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)): (.+)$", re.MULTILINE)
 
 
@@ -224,13 +224,13 @@ def _quiet_ray_data() -> None:
 
 
 def stream_tasks(
-    items: Sequence[Item],
-    task: Callable[[Item], Result],
+    items: Sequence[_T],
+    task: Callable[[_T], _R],
     cpus: float,
     custom: Mapping[str, float],
     most: int | None = None,
-    named: Callable[[Item], str] = str,
-) -> Iterator[Result]:
+    named: Callable[[_T], str] = str,
+) -> Iterator[_R]:
     """Run a stateless function over items on the cluster; results come as they are ready, in any order.
 
     Plain Ray tasks: what they read and write does not pass through Ray. Those of Ray Data take seconds more to start,
@@ -249,7 +249,7 @@ def stream_tasks(
 
     call: Any = ray.remote(_call).options(num_cpus=cpus, resources=dict(custom), max_retries=_TASK_RETRIES)
     shared, left = ray.put(task), iter(items)
-    running: dict[Any, Item] = {}
+    running: dict[Any, _T] = {}
     try:
         while True:
             for item in islice(left, (most or _MOST_TASKS) - len(running)):
@@ -260,14 +260,14 @@ def stream_tasks(
             for reference in ray.wait(list(running), num_returns=len(running), timeout=0)[0]:
                 item = running.pop(reference)
                 with _worker_errors(f"at {named(item)}"):
-                    result: Result = ray.get(reference)
+                    result: _R = ray.get(reference)
                 yield result
     finally:
         for reference in running:
             ray.cancel(reference)
 
 
-def _call(task: Callable[[Item], Result], item: Item) -> Result:
+def _call(task: Callable[[_T], _R], item: _T) -> _R:
     return task(item)
 
 

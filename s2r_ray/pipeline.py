@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 from s2r_ray.baselines import Baselines, baseline_folder
 from s2r_ray.candidates import told_reasons
 from s2r_ray.cluster import Cluster, Connection, cluster_address, stream_tasks
-from s2r_ray.config import Config
+from s2r_ray.config import Config, WorkersSection
 from s2r_ray.error_rate import check_judged, check_rows
 from s2r_ray.errors import S2RError
 from s2r_ray.groups import check_groups
 from s2r_ray.index import (
-    PoolIndex,
     Snapshot,
     UnitOutcome,
     damaged_units,
@@ -361,10 +360,7 @@ def _outcomes(plan: Plan, ray: Connection) -> Iterator[UnitOutcome]:
     if _reads_here(plan, ray):
         yield from (index_unit(plan.pools[unit.pool], unit) for unit, _ in plan.fresh)
         return
-    units, workers = [unit for unit, _ in plan.fresh], plan.config.workers
-    cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
-    task = partial(_index_unit, plan.pools)
-    yield from stream_tasks(units, task, cpus, workers.index_resources, most, attrgetter("path"))
+    yield from read_in_tasks(index_unit, plan.pools, [unit for unit, _ in plan.fresh], plan.config.workers)
 
 
 def _tell(outcome: UnitOutcome, left: int) -> None:
@@ -376,9 +372,17 @@ def _tell(outcome: UnitOutcome, left: int) -> None:
         count("s2r_rows_excluded", rows, reason=reason)
 
 
-def _index_unit(pools: Sequence[PoolIndex], unit: Unit) -> UnitOutcome:
-    """One unit in a Ray task."""
-    return index_unit(pools[unit.pool], unit)
+def read_in_tasks(
+    read: Callable[[_T, Unit], UnitOutcome], pools: Sequence[_T], units: Sequence[Unit], workers: WorkersSection
+) -> Iterator[UnitOutcome]:
+    """What reading each unit, with the pool that it is of, came to, as it is ready, in any order; connected to Ray."""
+    cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
+    task = partial(_read_unit, read, pools)
+    return stream_tasks(units, task, cpus, workers.index_resources, most, attrgetter("path"))
+
+
+def _read_unit(read: Callable[[_T, Unit], UnitOutcome], pools: Sequence[_T], unit: Unit) -> UnitOutcome:
+    return read(pools[unit.pool], unit)
 
 
 def check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress) -> None:

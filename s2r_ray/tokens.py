@@ -61,7 +61,7 @@ class TokenCounter:
         self._reference = _read(spelled_out) if spelled_out else load_tokenizer(tokenizer_dir).backend_tokenizer
         self._reference.no_truncation()
         self._reference.no_padding()
-        self._fast: Any = _open_gigatoken(tokenizer_dir, spelled_out or self._reference.to_str())
+        self._fast: Any = _open_gigatoken(tokenizer_dir, self._reference)
         self.can_cut = _can_cut(self._reference)
         self._unchecked = True
         if self._fast is not None:
@@ -153,11 +153,11 @@ def _can_cut(tokenizer: Any) -> bool:
     return plain and normalizer in (None, {"type": "NFC"}) and splitter in known
 
 
-def _open_gigatoken(tokenizer_dir: str, spelled_out: str) -> Any:
+def _open_gigatoken(tokenizer_dir: str, reference: Any) -> Any:
     try:
         import gigatoken
 
-        return gigatoken.Tokenizer.from_json(spelled_out)
+        return gigatoken.Tokenizer(reference)
     except Exception as error:  # noqa: BLE001  # any failure to load means: use the reference
         logger.warning("gigatoken cannot load %s (%s); counting with tokenizers, which is slower", tokenizer_dir, error)
         return None

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import attrgetter
 from time import monotonic
 from typing import Any
 
@@ -20,12 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from s2r_ray.cluster import Connection, stream_tasks
+from s2r_ray.cluster import Connection
 from s2r_ray.config import Config
 from s2r_ray.errors import S2RError, UsageError
 from s2r_ray.index import Snapshot, UnitOutcome, label_column
 from s2r_ray.pending import Distinct, find_problems
-from s2r_ray.pipeline import check_bad_files
+from s2r_ray.pipeline import check_bad_files, read_in_tasks
 from s2r_ray.plan import check_apart
 from s2r_ray.preflight import check_cluster, cpus_at_once
 from s2r_ray.problems import ProblemPool, problems_place, read_keys, read_problems
@@ -148,22 +146,14 @@ def _read(
     if fresh:
         out.check_writable()
         with progress.stage("problems", "files or parts", len(fresh)) as ticker:
-            workers = config.workers
-            cpus, most = workers.cpus_per_index_task, workers.index_tasks_max
             _ = ray.cluster
-            task, name = partial(_read_unit, pools), attrgetter("path")
-            for outcome in stream_tasks(fresh, task, cpus, workers.index_resources, most, name):
+            for outcome in read_in_tasks(read_problems, pools, fresh, config.workers):
                 if outcome.error:
                     bad[outcome.key] = outcome
                 ticker.advance(1)
         check_bad_files(list(bad.values()), config.max_bad_files, progress)
     uris = tuple(place.uri for place in config.pool_places())
     return Snapshot(uris, tuple(item for item in units if item[1] not in bad))
-
-
-def _read_unit(pools: Sequence[ProblemPool], unit: Unit) -> UnitOutcome:
-    """One unit in a Ray task."""
-    return read_problems(pools[unit.pool], unit)
 
 
 def _judge(
