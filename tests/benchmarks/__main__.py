@@ -1,4 +1,7 @@
-"""`make bench`: every benchmark, one table. Sizes and seeds are parameters; each part runs in a process of its own."""
+"""`make bench`: every benchmark, one table, row by row as they are measured. Takes hours at the sizes that it has.
+
+Sizes and seeds are parameters. Each part runs in a process of its own; if one fails, the others go on.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import multiprocessing
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 from s2r_ray.publish import installed_versions
 from tests.benchmarks import (
@@ -27,7 +32,7 @@ from tests.benchmarks import (
     bench_select,
     bench_tokens,
 )
-from tests.benchmarks.table import Row, quietly, show
+from tests.benchmarks.table import HEAD, Row, lines, quietly
 
 
 def main() -> None:
@@ -45,13 +50,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
+    growth = (given.scores // 100, given.scores // 10, given.scores)
     parts: list[tuple[Callable[..., list[Row]], int | float]] = [
         (bench_ranking.run, given.rows),
         (bench_tokens.run, given.megabytes),
         (bench_judge.run, given.questions),
         (bench_command.run, given.problems),
         (bench_pool_judge.run, given.asked),
-        (bench_index.run, given.pool),
+        (partial(bench_index.run, traces=growth), given.pool),
         (bench_nightly.run, given.samples),
         (bench_driver.run, given.driver),
         (bench_report.run, given.driver),
@@ -60,13 +66,25 @@ def main() -> None:
         (bench_select.run, given.scores),
         (bench_growth.run, given.scores),
     ]
-    rows: list[Row] = []
-    for bench, size in parts:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            rows += process.submit(quietly, bench, size, given.seed, given.repeats).result()
     versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
-    sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}; {versions}\n\n")
-    sys.stdout.write(show(rows))
+    _say(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}; {versions}\n\n{HEAD}")
+    failed = []
+    for bench, size in parts:
+        name = getattr(bench, "func", bench).__module__.rpartition(".")[2]
+        sys.stderr.write(f"{datetime.now(UTC):%H:%M:%S} {name}\n")
+        try:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                _say(lines(process.submit(quietly, bench, size, given.seed, given.repeats).result()))
+        except Exception:  # noqa: BLE001  # whatever it is, hours of other rows do not hang on it
+            traceback.print_exc()
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ from typing import Any
 
 from s2r_ray.quiet import captured
 
+HEAD = """\
+| row / reference | s | peak MiB | reference s | reference peak MiB | ratio: median (min to max) |
+|---|---|---|---|---|---|
+"""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -88,10 +93,12 @@ def quietly(bench: Callable[..., list[Row]], *arguments: float) -> list[Row]:
 
 def show(table: Sequence[Row]) -> str:
     """The table in Markdown."""
-    lines = [
-        "| row / reference | s | peak MiB | reference s | reference peak MiB | ratio: median (min to max) |",
-        "|---|---|---|---|---|---|",
-    ]
+    return HEAD + lines(table)
+
+
+def lines(table: Sequence[Row]) -> str:
+    """The table without its head."""
+    found = []
     for row in table:
         cells = [row.name, f"{row.seconds:.2f}", _mib(row.peak_mib)]
         if row.reference_seconds is None:
@@ -99,8 +106,8 @@ def show(table: Sequence[Row]) -> str:
         else:
             cells += [f"{row.reference_seconds:.2f}", _mib(row.reference_peak_mib)]
             cells.append(f"{row.ratio_median:.2f} ({row.ratio_min:.2f} to {row.ratio_max:.2f})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        found.append("| " + " | ".join(cells) + " |\n")
+    return "".join(found)
 
 
 def _mib(value: float | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import awkward
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -119,11 +120,11 @@ class Fast:
     def __init__(self, tokens: int | None) -> None:
         self.tokens = tokens
 
-    def encode_batch(self, texts: Sequence[str], *, parallel: bool) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], *, parallel: bool) -> awkward.Array:
         assert not parallel
         if self.tokens is None:
             raise RuntimeError("no such pattern")
-        return [[0] * self.tokens for _ in texts]
+        return awkward.Array([[0] * self.tokens for _ in texts])
 
 
 @pytest.mark.parametrize(("fast", "said"), [(Fast(99), "texts differently"), (Fast(None), "gigatoken failed")])
