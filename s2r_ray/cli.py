@@ -1,7 +1,7 @@
-"""The `s2r` command. Results go to standard output, everything for people to standard error.
+"""The `s2r` command. Results go to standard output, progress and errors to standard error.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Heavy modules are imported inside the commands, so that
-`s2r --help` answers at once.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 Ctrl-C, 143 SIGTERM. Heavy modules are imported inside
+the commands, so that `s2r --help` answers at once.
 """
 
 from __future__ import annotations

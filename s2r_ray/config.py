@@ -355,7 +355,7 @@ class Config(_Section):
     filter: str = Field(
         "", description="What a candidate must pass to be ranked, such as rethinking_rank < 0.5; blank: nothing"
     )
-    budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the pool in per cent")
+    budgets: tuple[str, ...] = Field(DEFAULT_BUDGETS, description="Shares of the ranked traces in per cent")
     strata: Strata | None = Field(None, description="Rank inside of groups and fill budgets group by group")
     baselines: tuple[str, ...] = Field(
         (),
@@ -419,11 +419,15 @@ class Config(_Section):
         """Where the pools are, in the order given.
 
         Raises:
-            UsageError: none is set.
+            UsageError: none is set, or one is there twice.
         """
         if not all(pool.uri for pool in self.pools) or not self.pools:
             raise UsageError("no pool; give --pool URI, or fill in `pools` in the configuration file")
-        return [Place.of(pool.uri, self.storage.options()) for pool in self.pools]
+        places = [Place.of(pool.uri, self.storage.options()) for pool in self.pools]
+        twice = [place for number, place in enumerate(places) if place in places[:number]]
+        if twice:
+            raise UsageError(f"the pool {twice[0]} is named twice; name it once")
+        return places
 
 
 def _percent(value: Any) -> str:

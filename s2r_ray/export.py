@@ -27,6 +27,7 @@ from s2r_ray.models import EMBEDDED
 from s2r_ray.pool_rows import Fetched, RunPool, fetch_rows, run_pools
 from s2r_ray.printable import one_line
 from s2r_ray.progress import Progress
+from s2r_ray.readers import would_join
 from s2r_ray.reorder import Reordered
 from s2r_ray.runs import read_record
 from s2r_ray.selection import manifest_place
@@ -211,7 +212,7 @@ def _pools(selection: Selection) -> tuple[RunPool, ...]:
 
 def _check_apart(to: Place, pools: tuple[RunPool, ...]) -> None:
     for pool in pools:
-        if f"{to.uri}/".startswith(f"{pool.name}/"):
+        if would_join(to, pool.name, pool.root, pool.now):
             raise UsageError(f"--to {to} lies in the pool {pool.name}, whose files it would join; choose another place")
 
 

@@ -107,10 +107,11 @@ class PoolIndex:
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """What indexing one unit came to. `error` is None, or why the file could not be read; `repeated` counts requests
-    to an object store that were sent again; `excluded` rows by reason."""
+    """What indexing one unit came to. `pool` and `path` are the unit's; `error` is None, or why the file could not be
+    read; `repeated` counts requests to an object store that were sent again; `excluded` rows by reason."""
 
     key: str
+    pool: int
     path: str
     traces: int = 0
     seconds: float = 0.0
@@ -180,21 +181,24 @@ def indexed_keys(out: Place) -> set[str]:
 
 
 @dataclass
-class _Columns:
-    """Index rows on their way to a file, column by column, and the questions seen."""
+class _Rows:
+    """Index rows on their way to a file, and the questions seen. A batch becomes an Arrow table at once: as values of
+    Python the rows of a large file would take gigabytes."""
 
     labels: Sequence[str]
-    rows: dict[str, list[Any]] = field(init=False)
+    schema: pa.Schema
+    tables: list[pa.Table] = field(default_factory=list)
     questions: dict[bytes, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.rows = {name: [] for name in (*SCHEMA.names, *map(label_column, self.labels))}
+    excluded: Counter[str] = field(default_factory=Counter)
 
     def add(self, entries: Sequence[Entry]) -> None:
-        for name in SCHEMA.names:
-            self.rows[name].extend(map(attrgetter(name), entries))
-        for label in self.labels:
-            self.rows[label_column(label)].extend(entry.labels.get(label) for entry in entries)
+        columns: dict[str, list[Any]] = {name: list(map(attrgetter(name), entries)) for name in SCHEMA.names}
+        columns |= {label_column(label): [entry.labels.get(label) for entry in entries] for label in self.labels}
+        self.tables.append(pa.table(columns, self.schema))
+        self.excluded.update(reason for reason in columns["reason"] if reason is not None)
+
+    def table(self) -> pa.Table:
+        return pa.concat_tables([self.schema.empty_table(), *self.tables]).unify_dictionaries().combine_chunks()
 
 
 def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
@@ -206,20 +210,21 @@ def index_unit(pool: PoolIndex, unit: Unit) -> UnitOutcome:
     take_repeated()
     key = pool.key(unit)
     counter = _counter(pool)
-    columns = _Columns(tuple(pool.mapping.labels))
+    rows = _Rows(tuple(pool.mapping.labels), pool.schema)
     try:
         wanted, long = pool.mapping.columns(), pool.mapping.trace_columns()
         for batch in read_unit(pool.root, unit, wanted, pool.mapping.check, undecoded=long):
-            _add_batch(columns, batch, pool)
+            _add_batch(rows, batch, pool)
     except (BadFileError, UsageError) as error:
-        return UnitOutcome(key, unit.path, repeated=take_repeated(), error=str(error))
-    questions = {"question_key": list(columns.questions), "question": list(columns.questions.values())}
+        return UnitOutcome(key, unit.pool, unit.path, repeated=take_repeated(), error=str(error))
+    questions = {"question_key": list(rows.questions), "question": list(rows.questions.values())}
     write_own(questions_place(pool.out, key), pa.table(questions, QUESTIONS_SCHEMA))
-    write_own(candidates_place(pool.out, key), pa.table(columns.rows, pool.schema))
-    traces = len(columns.rows["row"])
-    excluded = dict(Counter(str(reason) for reason in columns.rows["reason"] if reason is not None))
-    seconds = time.monotonic() - started
-    return UnitOutcome(key, unit.path, traces, seconds, counter.exact_library, take_repeated(), excluded=excluded)
+    table = rows.table()
+    write_own(candidates_place(pool.out, key), table)
+    seconds, excluded = time.monotonic() - started, dict(rows.excluded)
+    return UnitOutcome(
+        key, unit.pool, unit.path, table.num_rows, seconds, counter.exact_library, take_repeated(), excluded=excluded
+    )
 
 
 def _counter(pool: PoolIndex) -> TokenCounter:
@@ -228,16 +233,15 @@ def _counter(pool: PoolIndex) -> TokenCounter:
     return open_counter(str(fetch(pool.tokenizer, weights=False)))
 
 
-def _add_batch(columns: _Columns, batch: Batch, pool: PoolIndex) -> None:
-    rows = list(records(batch.columns, batch.first_row, pool.mapping))
-    good = [record for record in rows if record.row - batch.first_row not in batch.faults]
+def _add_batch(rows: _Rows, batch: Batch, pool: PoolIndex) -> None:
+    read = records(batch.columns, batch.first_row, pool.mapping)
+    good = [record for record in read if record.row - batch.first_row not in batch.faults]
     texts = {record.row: record.question for record in good}
     found = entries(good, pool.guards, pool.choice, _counter(pool))
-    columns.add(found)
     for entry in found:
         if entry.reason is None and entry.question_key is not None:
-            columns.questions.setdefault(entry.question_key, texts[entry.row])
-    columns.add([_faulty_row(batch.first_row + offset, fault) for offset, fault in batch.faults.items()])
+            rows.questions.setdefault(entry.question_key, texts[entry.row])
+    rows.add(found + [_faulty_row(batch.first_row + offset, fault) for offset, fault in batch.faults.items()])
 
 
 def _faulty_row(row: int, fault: str) -> Entry:
@@ -248,7 +252,7 @@ def _faulty_row(row: int, fault: str) -> Entry:
 class Snapshot:
     """The pools as one run saw them: their addresses, and every unit with its key, in pool and path order.
 
-    `unreadable` are the files put up with, as (pool, path, error).
+    `unreadable` are the files put up with, or of which a part was, as (pool, path, error), each once.
     """
 
     pools: tuple[str, ...]

@@ -36,7 +36,7 @@ class Parts:
         self.counted: dict[str, int] = {}
 
     def finish(self, *exception: Any) -> bool:
-        """Write what is left and close the last file; after an exception, leave none behind."""
+        """Write what is left and close the last file; after an exception, do not leave the last one behind."""
         if exception and exception[0] is not None:
             self._thread.shutdown()
             return bool(self._stack.__exit__(*exception))

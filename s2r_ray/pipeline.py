@@ -344,8 +344,11 @@ def _index(plan: Plan, ray: Connection, progress: Progress, done: Done) -> Snaps
         )
     check_bad_files(list(bad.values()), plan.config.max_bad_files, progress)
     good = tuple(item for item in plan.units if item[1] not in bad)
-    unreadable = tuple((unit.pool, unit.path, bad[key].error or "") for unit, key in plan.units if key in bad)
-    return Snapshot(plan.pool_uris, good, unreadable)
+    errors: dict[tuple[int, str], str] = {}
+    for unit, key in plan.units:
+        if key in bad:
+            errors.setdefault((unit.pool, unit.path), bad[key].error or "")
+    return Snapshot(plan.pool_uris, good, tuple((*file, error) for file, error in errors.items()))
 
 
 def _reads_here(plan: Plan, ray: Connection) -> bool:
@@ -391,11 +394,12 @@ def check_bad_files(bad: Sequence[UnitOutcome], budget: int, progress: Progress)
     Raises:
         S2RError: there are more than the budget.
     """
-    files = sorted({outcome.path: outcome.error or "" for outcome in bad}.items())
+    files = sorted({(outcome.pool, outcome.path): outcome.error or "" for outcome in bad}.items())
     for _, error in files[:_FAULTS_SHOWN]:
         progress.say(f"warning: {error}")
     if len(files) > budget:
-        names = ", ".join(path for path, _ in files[:_FAULTS_SHOWN]) + (", …" if len(files) > _FAULTS_SHOWN else "")
+        names = ", ".join(path for (_, path), _ in files[:_FAULTS_SHOWN])
+        names += ", …" if len(files) > _FAULTS_SHOWN else ""
         raise S2RError(
             f"{len(files)} unreadable files, at most {budget} allowed: {names}. First: {files[0][1]}. "
             "Repair or remove them, or raise --max-bad-files; the other files are indexed and will not be read again."

@@ -24,10 +24,10 @@ from s2r_ray.pending import Distinct, find_distinct
 from s2r_ray.preparation import announced
 from s2r_ray.printable import one_line
 from s2r_ray.ranking import Weights, parse_weights
-from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit
+from s2r_ray.readers import BadFileError, Unit, plan_units, pool_files, read_unit, would_join
 from s2r_ray.signals import FURTHER, INDEX_SIGNALS, SIGNALS, WITH_VECTORS, signals_for
 from s2r_ray.signals.base import Signal, SubjectKind, vector_length
-from s2r_ray.storage import Place
+from s2r_ray.storage import FileInfo, Place
 from s2r_ray.store import ScoreStore, fingerprint_digest
 from s2r_ray.tokens import spell_out
 
@@ -88,7 +88,7 @@ def prepare(config: Config, signals: Sequence[Signal] | None = None, ray: Connec
     try:
         for position, (place, section) in enumerate(zip(roots, config.pools, strict=True)):
             root, files = place.glob()
-            check_apart(out, root)
+            check_apart(out, place, root, files)
             known = pool_files(files, str(place))
             mapping = section.resolved_mapping()
             pool = PoolIndex(root, out, mapping, config.guards, config.candidates, tokenizer)
@@ -170,11 +170,11 @@ def check_row_filter(
         check_filter(found, columns, ranked, stated, labels)
 
 
-def check_apart(out: Place, pool: Place) -> None:
-    """Refuse an output place inside of a pool."""
-    if f"{out.uri}/".startswith(f"{pool.uri}/"):
+def check_apart(out: Place, pool: Place, root: Place, files: Sequence[FileInfo]) -> None:
+    """Refuse an output place inside of a pool; `root` and `files` are what `Place.glob` says of it."""
+    if would_join(out, pool.uri, root, [file.path for file in files]):
         raise UsageError(
-            f"the output place {out} lies in the pool {pool}, whose files it would join; choose another --out"
+            f"the output place {out} lies in the pool {root}, whose files it would join; choose another --out"
         )
 
 

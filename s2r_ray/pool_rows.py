@@ -251,9 +251,10 @@ def _from_group(
     for batch in file.iter_batches(size, row_groups=[number], columns=columns, use_threads=threads):
         here = wanted.between(row, row + batch.num_rows)
         if len(here.rows):
-            chosen = batch.take(pa.array(here.rows - row))
-            whole = _plain(pa.Table.from_batches([chosen])) if originals else None
-            yield Fetched(here.at, _samples_of_batch(here, chosen, texts), whole)
+            distinct, of_each = np.unique(here.rows - row, return_inverse=True)  # several generations of a row: once
+            chosen = batch.take(pa.array(distinct))
+            whole = _plain(pa.Table.from_batches([chosen])).take(pa.array(of_each)) if originals else None
+            yield Fetched(here.at, _samples_of_batch(here, of_each, chosen, texts), whole)
         row += batch.num_rows
         if row > wanted.rows[-1]:
             return
@@ -275,7 +276,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _samples_of_batch(wanted: _Wanted, batch: pa.RecordBatch, texts: Mapping) -> pa.Table:
+def _samples_of_batch(wanted: _Wanted, of_each: Ints, batch: pa.RecordBatch, texts: Mapping) -> pa.Table:
     there = batch.schema.names
     present = batch.select([name for name in texts.columns() if name in there])
     values, faults = python_values(present, undecoded=texts.trace_columns())  # of a row's traces one is wanted
@@ -283,7 +284,7 @@ def _samples_of_batch(wanted: _Wanted, batch: pa.RecordBatch, texts: Mapping) ->
     answers: list[Any] = [None] * batch.num_rows
     if texts.answer and texts.answer in there:
         answers = python_values(batch.select([texts.answer]))[0][texts.answer]
-    return _samples(wanted, values, answers, faults, texts)
+    return _samples(wanted, of_each, values, answers, faults, texts)
 
 
 def _from_lines(wanted: _Wanted, texts: Mapping, originals: bool) -> Iterator[Fetched]:
@@ -309,7 +310,7 @@ def _from_objects(wanted: _Wanted, lines: Sequence[bytes], texts: Mapping, origi
     rows, faults = parse_lines(lines)
     values = {name: [row.get(name) for row in rows] for name in texts.columns()}
     answers = [row.get(texts.answer) if texts.answer else None for row in rows]
-    samples = _samples(wanted, values, answers, faults, texts)
+    samples = _samples(wanted, np.arange(len(rows)), values, answers, faults, texts)
     if not originals:
         return Fetched(wanted.at, samples)
     names = dict.fromkeys(name for row in rows for name in row)
@@ -333,17 +334,24 @@ def _check_end(wanted: _Wanted, rows: int) -> None:
 
 
 def _samples(
-    wanted: _Wanted, values: dict[str, list[Any]], answers: Sequence[Any], faults: dict[int, str], texts: Mapping
+    wanted: _Wanted,
+    of_each: Ints,
+    values: dict[str, list[Any]],
+    answers: Sequence[Any],
+    faults: dict[int, str],
+    texts: Mapping,
 ) -> pa.Table:
-    """The texts of these rows, each of its generation."""
+    """The texts of what is wanted, each of its generation; `of_each`: which of these rows each one is, [n]."""
     found: dict[str, list[str | None]] = {name: [] for name in SAMPLES.names}
-    for record, generation, answer in zip(records(values, 0, texts), wanted.generations, answers, strict=True):
+    rows = list(records(values, 0, texts))
+    for at, generation in zip(of_each.tolist(), wanted.generations, strict=True):
+        record = rows[at]
         sound = record.row not in faults
         trace = next((trace for trace in record.traces if trace.generation == generation), None)
         response = response_text(trace) if trace is not None else None
         found["question"].append(record.question if sound and isinstance(record.question, str) else None)
         found["response"].append(str(response) if sound and isinstance(response, str | Utf8) else None)
-        found["answer"].append(answer_text(answer))
+        found["answer"].append(answer_text(answers[at]))
     return pa.table(found, SAMPLES)
 
 

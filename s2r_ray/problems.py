@@ -98,8 +98,8 @@ def read_problems(pool: ProblemPool, unit: Unit) -> UnitOutcome:
                 labels = [label_text(values[column]) for column in pool.mapping.labels.values()]
                 found.setdefault(problem_key(question, answer), [question, answer, *labels])
     except (BadFileError, UsageError) as error:
-        return UnitOutcome(key, unit.path, repeated=take_repeated(), error=str(error))
+        return UnitOutcome(key, unit.pool, unit.path, repeated=take_repeated(), error=str(error))
     schema = pa.schema([*SCHEMA, *((label_column(label), pa.string()) for label in pool.mapping.labels)])
     lines = [dict(zip(schema.names, [key, *texts], strict=True)) for key, texts in found.items()]
     write_own(problems_place(pool.out, key), pa.Table.from_pylist(lines, schema))
-    return UnitOutcome(key, unit.path, rows, repeated=take_repeated())
+    return UnitOutcome(key, unit.pool, unit.path, rows, repeated=take_repeated())

@@ -92,7 +92,7 @@ def installed_versions() -> dict[str, str]:
 def publish(out: Place, run: Place, record: RunRecord) -> None:
     """Digest the run's files, write the record, then let `latest.json` point to it.
 
-    `latest.json` only moves forward: a run that started earlier than the one it names leaves it alone.
+    `latest.json` only moves forward: a run that began to rank earlier than the one it names leaves it alone.
 
     Raises:
         S2RError: the counts do not add up; nothing is published then.

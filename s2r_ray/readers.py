@@ -66,7 +66,7 @@ class Unit:
 @dataclass(frozen=True)
 class Batch:
     """Rows of a file: each column's values, equally long; text is `str`, or `Utf8` where that was asked for. `faults`:
-    offset in the batch -> what is wrong there; such a row's values are None."""
+    offset in the batch -> what is wrong there; what could not be read of such a row is None."""
 
     first_row: int
     columns: dict[str, list[Any]]
@@ -97,8 +97,18 @@ def pool_files(files: Sequence[FileInfo], where: str) -> list[FileInfo]:
     return known
 
 
+def would_join(place: Place, address: str, root: Place, paths: Collection[str]) -> bool:
+    """Whether files that are written below a place would lie among those of a pool. Nothing joins a pool of one file.
+
+    Args:
+        address: the pool's, as a URI; `root` and `paths` are what `Place.glob` says of it.
+    """
+    one_file = len(paths) == 1 and root.child(*paths).uri == address
+    return not one_file and f"{place.uri}/".startswith(f"{root.uri}/")
+
+
 def plan_units(root: Place, pool: int, files: Sequence[FileInfo]) -> list[Unit]:
-    """Split a pool's files into units of bounded size, in path order.
+    """Split a pool's files into units, in path order: large Parquet files into spans of row groups, others are one.
 
     Only large Parquet files are looked into (their footers), several at a time. One whose footer cannot be read
     stays one unit: the task that reads it reports the fault.
@@ -141,7 +151,8 @@ def read_unit(
 
     Args:
         columns: what to read; nothing else is decoded. One that `check` lets the file lack is None in every row.
-        check: called with the columns that the file has and its address before the first batch.
+        check: called with the columns that the file has (of JSONL: its first rows) and its address before the first
+            batch.
         undecoded: columns whose text may come as `Utf8`.
 
     Raises:
@@ -161,7 +172,7 @@ def bad_file_errors(place: Place) -> Iterator[None]:
     """Inside the block, whatever the libraries raise about a file that cannot be read is a BadFileError."""
     try:
         yield
-    except (UsageError, StoreError):
+    except (UsageError, StoreError, MemoryError):  # the last says nothing about the file; Arrow's is one of both kinds
         raise
     except (pa.ArrowException, S2RError, OSError, EOFError, ValueError, zlib.error) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -29,7 +29,6 @@ class Judged:
 
     Attributes:
         judged, reused: distinct keys judged now, and taken from the store.
-        faults: of those judged, left without a value.
         seconds, worker_seconds: of the stage, and summed over its workers.
         loading: seconds that the slowest worker took to load.
         replaced: workers that stand for one that died.
@@ -40,7 +39,6 @@ class Judged:
 
     judged: int
     reused: int
-    faults: int = 0
     seconds: float = 0.0
     worker_seconds: float = 0.0
     loading: float = 0.0
@@ -52,7 +50,6 @@ class Judged:
     def join(self, later: Judged) -> None:
         """Take in what a later pass over the same questions did. `reused` is of one pass and stays as it is."""
         self.judged += later.judged
-        self.faults += later.faults
         self.seconds += later.seconds
         self.worker_seconds += later.worker_seconds
         self.loading = max(self.loading, later.loading)
@@ -60,7 +57,6 @@ class Judged:
 
     def add(self, result: dict[str, Any]) -> bool:
         """Take in a worker's answer; True if it is the first of one that stands for a worker that died."""
-        self.faults += result["faults"]
         self.worker_seconds += result["seconds"]
         self.loading = max(self.loading, result["loading"])
         self.repeated += result["repeated"]
@@ -86,7 +82,8 @@ def score_missing(
     """Judge the pending ones of what is asked on the cluster; each batch is in the store before the next is taken.
 
     A worker that dies is replaced by Ray. When that does not help, all are started again for what is still missing; a
-    question or sample that is the last one left and takes its worker with it each time has failed.
+    question or sample that is the last one left and takes its worker with it each time has failed. What failed in an
+    earlier run is tried again, and once.
 
     Args:
         pools: the run's (pool_rows.run_pools), which samples are read from.
@@ -100,7 +97,7 @@ def score_missing(
     died = f"a {signal.name} worker died, or hung for more than {resources.hang_seconds:g} s, and was replaced"
     load = loader(out, pools, signal.subject)
     arguments, what = (signal, store, resources.hang_seconds), f"{signal.subject}s"
-    left, fruitless = pending, 0
+    left, fruitless, earlier = pending, 0, store.parts()
     count("s2r_questions_reused", judged.reused, signal=signal.name)
     progressed(signal.name, len(pending))
     with progress.stage(signal.name, what, len(pending)) as ticker:
@@ -119,18 +116,18 @@ def score_missing(
                         progress.say(f"warning: {died}")
                 break
             except WorkersLostError as error:
-                settled = store.settled(asked.keys).mask
+                settled = store.settled(asked.keys).mask | store.tried(asked.keys, earlier)
                 missing = asked.pending(settled)
                 scored = len(left) - len(missing)
                 fruitless = 0 if scored > 0 else fruitless + 1
                 if fruitless > resources.restarts and len(missing) == 1:
                     (key,) = asked.keys.keys(np.flatnonzero(~settled)).to_pylist()
                     _give_up(signal, store, key, error)
-                    judged.faults += 1
                     break
                 if fruitless > resources.restarts:
                     raise WorkersLostError(f"{error}. {len(missing):,} {what} have no score yet") from error
-                progress.say(f"warning: {error}; starting again for the {len(missing):,} {what} that are left")
+                some = f"{len(missing):,} {what}" if len(missing) > 1 else f"one {signal.subject}"
+                progress.say(f"warning: {error}; starting again for what is left: {some}")
                 ticker.advance(max(0, before + scored - ticker.state.done))
                 judged.restarts += 1
                 left = missing

@@ -356,8 +356,10 @@ class Place:
                 raise UsageError(f"no file matches {self.uri}")
             return root, files
         if self.is_file():
-            root = Place(self.uri.rsplit("/", 1)[0], self.options)
-            return root, self._listed(self.uri, root.uri)
+            folder, name = self.uri.rsplit("/", 1)
+            with _explained(f"cannot look at {self.uri}"):
+                detail = self.filesystem().info(self.uri)
+            return Place(folder, self.options), [FileInfo(name, int(detail["size"]), _version(detail))]
         files = self.files()
         if not files:
             raise UsageError(f"{self.uri}: {'no file in it' if self.exists() else 'there is no such place'}")

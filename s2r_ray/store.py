@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -189,6 +189,18 @@ class ScoreStore:
             at = keys.find(rows.filter(pc.not_equal(rows["status"], str(Status.FAILED)))["key"])
             mask[at[at >= 0]] = True
         return Settled(mask, tuple(damaged))
+
+    def tried(self, keys: KeySet, earlier: Collection[str]) -> npt.NDArray[np.bool_]:
+        """Which of these keys have a row, whatever it says, in a part that is not among `earlier`: bool[keys].
+
+        Parts that cannot be read say nothing.
+        """
+        mask = np.zeros(len(keys), np.bool_)
+        for part in read_ahead(partial(self._part, columns=["key"]), sorted(set(self.parts()).difference(earlier))):
+            if isinstance(part, pa.Table):
+                at = keys.find(part["key"])
+                mask[at[at >= 0]] = True
+        return mask
 
     def look_up(self, keys: KeySet) -> Found:
         """What the store has for these keys. Takes 8 bytes a key and column; what else is stored takes nothing.

@@ -39,7 +39,11 @@ def load_problems(out: Place, item: dict[str, Any]) -> pa.Table:
     take_repeated()
     tables = []
     for key, rows in zip(item["units"], item["rows"], strict=True):
-        table = read_own(problems_place(out, key), PROBLEMS.names)
+        try:
+            table = read_own(problems_place(out, key), PROBLEMS.names)
+        except DamagedError as error:
+            error.place.set_aside()
+            raise S2RError(f"{error}; start the same command again, which makes it anew") from error
         tables.append(table.take(pa.array(np.frombuffer(rows, np.int32))))
     return _with_repeated(pa.concat_tables(tables).combine_chunks())
 

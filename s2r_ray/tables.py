@@ -118,6 +118,8 @@ def read_own(place: Place, columns: Sequence[str] | None = None, perhaps: Sequen
             there = [name for name in perhaps if name in file.schema_arrow.names]
             wanted = None if columns is None else [*columns, *there]
             return file.read(columns=wanted, use_threads=use_threads(place, file)).replace_schema_metadata()
+    except MemoryError:  # Arrow's is one of both kinds, and says nothing about the file
+        raise
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines() or [type(error).__name__]
         raise DamagedError(place, why[0]) from error

@@ -1,4 +1,4 @@
-"""Text that stays in Arrow's memory: most traces of a pool are hashed and left out, and never become strings."""
+"""Text that stays in Arrow's memory: most traces of a pool are left out, and never become strings."""
 
 from __future__ import annotations
 

@@ -75,7 +75,6 @@ class SignalWorker:
                 leave_noise(self._signal, self._store, subjects, scores)
         answer = {
             "scored": len(subjects),
-            "faults": len(scores.faults),
             "prompt_tokens": scores.prompt_tokens,
             "seconds": seconds,
             "loading": self._loading,

@@ -9,6 +9,7 @@ package is imported.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import json
@@ -106,7 +107,8 @@ class _Child:
         if self._process is not None:
             self._process.kill()
             for pipe in _pipes(self._process):
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # what was not sent yet is sent again
+                    pipe.close()
             self._process.wait()
             self._process = None
 

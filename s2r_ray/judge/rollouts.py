@@ -48,7 +48,7 @@ class RolledOut:
     Attributes:
         labels: the Parquet file, a row for each problem: `question`, `answer`, the labels of the pools, `rollouts`,
             `passes`, `cut_off` and `ungraded` (counts), `pass_rate`, `difficulty` = 1 - pass rate, `status`, `detail`.
-        problems: distinct ones; `judged` of them now, in one of the ranges of draws or more.
+        problems: distinct ones; `judged` of them now, in that range of draws that missed the most.
         status: problems by status; only those that are ok have numbers.
         mean_pass_rate: of these; None without any. `never`, `always`: how many of them no draw, or each draw, solved.
     """
@@ -77,15 +77,19 @@ def roll_out(config: Config, progress: Progress) -> RolledOut:
     signals = [_with_samples(signal, *samples) for samples in missing_ranges(out, signal)]
     workers = config.workers
     needs = cpus_at_once(workers, signal.resources(0))
-    with Connection(workers.address, cpus=needs, logs=workers.logs) as ray:
-        snapshot = _read(config, pools, units, ray, progress)
-        asked = find_problems(out, snapshot)
-        if config.rollouts.questions is not None:
-            asked = asked.some(config.rollouts.questions)
-        if not len(asked.keys):
-            raise S2RError(f"no row of {', '.join(snapshot.pools)} has a question")
-        judged = [_judge(config, pools, snapshot, each, asked, ray, progress) for each in signals]
-    return _write(out, pools, snapshot, signals, asked, max(judged), started)
+    try:
+        with Connection(workers.address, cpus=needs, logs=workers.logs) as ray:
+            snapshot = _read(config, pools, units, ray, progress)
+            asked = find_problems(out, snapshot)
+            if config.rollouts.questions is not None:
+                asked = asked.some(config.rollouts.questions)
+            if not len(asked.keys):
+                raise S2RError(f"no row of {', '.join(snapshot.pools)} has a question")
+            judged = [_judge(config, pools, snapshot, each, asked, ray, progress) for each in signals]
+        return _write(out, pools, snapshot, signals, asked, max(judged), started)
+    except DamagedError as error:
+        error.place.set_aside()
+        raise S2RError(f"{error}; start the same command again, which makes it anew") from error
 
 
 def missing_ranges(out: Place, signal: PassRate) -> list[tuple[int, int]]:
@@ -125,7 +129,7 @@ def _find_pools(config: Config, out: Place) -> tuple[list[ProblemPool], list[tup
     units: list[tuple[Unit, str]] = []
     for number, (place, section) in enumerate(zip(roots, config.pools, strict=True)):
         root, files = place.glob()
-        check_apart(out, root)
+        check_apart(out, place, root, files)
         mapping = section.resolved_mapping()
         if mapping.answer is None:
             raise UsageError(f"{place}: its mapping names no column of reference answers; set mapping.answer")
@@ -228,20 +232,16 @@ def _write(
 ) -> RolledOut:
     """The labels, unit by unit, and what they come to."""
     target = out.child("pass_rates.parquet")
-    try:
-        totals = _totals(out, signals, asked)
-        names = list(dict.fromkeys(label for pool in pools for label in pool.mapping.labels))
-        schema = _schema(names)
-        status: Counter[str] = Counter()
-        rates: list[npt.NDArray[np.float64]] = []
-        with target.open_output() as sink, pq.ParquetWriter(sink, schema, **written(schema)) as writer:
-            for table in _rows(pools[0].out, snapshot, asked, totals, names, schema):
-                writer.write_table(table)
-                status.update(table["status"].to_pylist())
-                rates.append(table["pass_rate"].drop_null().to_numpy())
-    except DamagedError as error:
-        error.place.set_aside()
-        raise S2RError(f"{error}; start the same command again, which makes it anew") from error
+    totals = _totals(out, signals, asked)
+    names = list(dict.fromkeys(label for pool in pools for label in pool.mapping.labels))
+    schema = _schema(names)
+    status: Counter[str] = Counter()
+    rates: list[npt.NDArray[np.float64]] = []
+    with target.open_output() as sink, pq.ParquetWriter(sink, schema, **written(schema)) as writer:
+        for table in _rows(pools[0].out, snapshot, asked, totals, names, schema):
+            writer.write_table(table)
+            status.update(table["status"].to_pylist())
+            rates.append(table["pass_rate"].drop_null().to_numpy())
     found = np.concatenate(rates)
     return RolledOut(
         labels=target,

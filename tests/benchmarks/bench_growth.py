@@ -37,7 +37,7 @@ def score(plan: Plan) -> float:
         questions, store = find_questions(plan.out, snapshot), ScoreStore.of(plan.out, judge)
         pending = questions.pending(store.settled(questions.keys).mask)
         resources = Resources(cpus=0.5, batch=BATCH)
-        score_missing(plan.out, snapshot, judge, store, questions, pending, resources, {}, Progress(quiet=True))
+        score_missing(plan.out, snapshot, judge, store, questions, pending, (), resources, {}, Progress(quiet=True))
         return time.perf_counter() - started
 
 

@@ -62,7 +62,7 @@ def run(questions: int = 5000, seed: int = 0, repeats: int = 3, batch: int = 512
     what = f"{len(texts):,} questions ({real:,} of them real)"
     name = f"judge, steady state, {what} / bare LLM.generate"
     same = lambda a, b: bool(np.abs(a - b).max() < 0.01)  # noqa: E731
-    rows = [alternated(name, lambda: judged(signal), bare, repeats, same)]
+    rows = [alternated(name, lambda: judged(signal), bare, 3 * repeats, same)]  # five seconds each
     exact = Difficulty.of(JudgeSection(deterministic=True), WorkersSection.model_validate({}))
     exact.open()
     few = subjects[: len(subjects) // 5]

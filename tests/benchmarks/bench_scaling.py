@@ -32,7 +32,7 @@ from s2r_ray.signals.base import Resources, Scores, Subject
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.tables import write_table
-from tests.benchmarks.table import Row
+from tests.benchmarks.table import Row, compared
 
 _BATCH_SECONDS = 1.0
 _SLOWNESS = 10
@@ -91,16 +91,17 @@ def run(seconds: float = 100, seed: int = 0, repeats: int = 1, actors: int = 16)
     rows = []
     for name, count, slow in (("1 actor", 1, False), (f"{actors} actors", actors, False),
                               (f"{actors} actors, one {_SLOWNESS} times slower", actors, True)):  # fmt: skip
+        speed = count - (1 - 1 / _SLOWNESS if slow else 0)
+        work = seconds * speed
+        clocks = []
         for _ in range(repeats if count > 1 else 1):
-            speed = count - (1 - 1 / _SLOWNESS if slow else 0)
-            work = seconds * speed
             clock, others = measure(count, slow, work, seed)
-            efficiency = work / clock / speed
-            what = f"judging, {name}, skewed lengths, {work:,.0f} s of work / as fast as they can"
-            rows.append(Row(what, clock, None, work / speed, None, efficiency, efficiency, efficiency))
+            clocks.append(clock)
             sys.stderr.write(
                 f"{name}: {clock:.1f} s for {work:.0f} s of work, all but one actor done at {others:.1f} s\n"
             )
+        what = f"judging, {name}, skewed lengths, {work:,.0f} s of work / as fast as they can"
+        rows.append(compared(what, clocks, [work / speed] * len(clocks)))
     return rows
 
 
@@ -116,7 +117,9 @@ def measure(actors: int, one_slow: bool, work: float, seed: int, batch: int = 64
         with connected(None, cpus=actors + 2):
             questions = find_questions(out, snapshot)
             pending = questions.pending(store.settled(questions.keys).mask)
-            score_missing(out, snapshot, judge, store, questions, pending, judge.resources(0), {}, Progress(quiet=True))
+            score_missing(
+                out, snapshot, judge, store, questions, pending, (), judge.resources(0), {}, Progress(quiet=True)
+            )
             ended = time.time()
         logs = [[json.loads(line) for line in log.read_text().splitlines()] for log in folder.glob("*.log")]
         began = min(entry[0] for log in logs for entry in log)

@@ -25,12 +25,13 @@ from tests.fakes import HashJudge
 @dataclass(frozen=True)
 class SlowJudge(HashJudge):
     """A `HashJudge` that takes its time. `freeze` is a file: while it exists, one worker that finds it renames it and
-    then never comes back. A question with `poison` in it kills its worker."""
+    then never comes back. A question with `poison` in it kills its worker, one with `failing` in it fails."""
 
     seconds: float = 0.01
     pids: str = ""
     freeze: str = ""
     poison: str = ""
+    failing: str = ""
     hang_seconds: float = 60
     restarts: int = 3
 
@@ -60,6 +61,8 @@ class SlowJudge(HashJudge):
                 time.sleep(3600)
         if self.poison and any(self.poison in subject.question for subject in batch):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.failing and any(self.failing in subject.question for subject in batch):
+            raise ValueError("no number comes of this")
         time.sleep(self.seconds * len(batch))
         return super().score(batch)
 

@@ -17,7 +17,7 @@ import yaml
 from s2r_ray.cli import app
 from s2r_ray.storage import Place
 from s2r_ray.synth import write_pool
-from tests.command import documented
+from tests.command import assert_told, documented, s2r
 from tests.solver import write_solver
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
@@ -155,3 +155,9 @@ def test_problems_without_an_answer_have_a_reason(work: Path, drawn: dict[str, A
     assert told["Prove it."]["detail"] == "its solution is a proof"
     assert told["What is $2 + 3$?"]["detail"] == "there is no reference answer"
     assert [told["Prove it."][name] for name in ("passes", "pass_rate", "difficulty")] == [None] * 3
+    (file,) = (tmp_path / "out" / "problems").rglob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-9])  # a file of ours that is torn is made anew by the next try
+    torn = s2r("judge", "rollouts", "--config", tmp_path / "s2r.yaml", "--quiet")
+    assert_told(torn, 1, "is damaged", "start the same command again")
+    again = said("rollouts", "--config", tmp_path / "s2r.yaml", "--quiet")
+    assert (again["judged"], again["status"]) == (0, found["status"])

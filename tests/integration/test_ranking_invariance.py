@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -366,3 +367,12 @@ def test_output_in_the_pool_is_refused(pool: Path, tokenizer_dir: Path) -> None:
         settings = {"pools": [{"uri": str(pool)}], "out": str(out), "tokenizer": str(tokenizer_dir)}
         with pytest.raises(UsageError, match="lies in the pool"):
             prepare(load_config(None, settings), [HashJudge()])
+
+
+def test_a_pool_of_one_file_takes_an_output_beside_it(pool: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Would catch a file of the working folder that cannot be tried with an output there."""
+    file = next(path for path in sorted(pool.iterdir()) if path.suffix == ".parquet")
+    shutil.copy(file, tmp_path / file.name)
+    pools = [{"uri": str(tmp_path / file.name), "preset": "openr1-math-220k"}]
+    settings = {"pools": pools, "out": str(tmp_path / "out"), "tokenizer": str(tokenizer_dir)}
+    assert [unit.path for unit, _ in prepare(load_config(None, settings), [HashJudge()]).units] == [file.name]

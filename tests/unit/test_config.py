@@ -246,6 +246,13 @@ def test_no_pool_and_no_output() -> None:
         load_config(None, {}).pool_places()
 
 
+def test_a_pool_that_is_named_twice() -> None:
+    """Catches: rows that are told from each other by the name of their pool."""
+    pools = [{"uri": "/data/pool"}, {"uri": "/data/other"}, {"uri": "/data/pool/"}]
+    with pytest.raises(UsageError, match="the pool /data/pool is named twice"):
+        load_config(None, {"pools": pools}).pool_places()
+
+
 def test_prompt_without_a_question() -> None:
     """Catches: a judge that is asked the same thing about every question."""
     for user in ("Judge!", "{question} {question}"):

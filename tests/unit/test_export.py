@@ -21,7 +21,7 @@ from s2r_ray.errors import S2RError, StoreError, UsageError
 from s2r_ray.export import Exported, Selection, export, find_selection
 from s2r_ray.index import Snapshot, snapshot_place
 from s2r_ray.progress import Progress
-from s2r_ray.readers import Unit
+from s2r_ray.readers import Unit, would_join
 from s2r_ray.runs import named_run
 from s2r_ray.storage import DEFAULT_STORAGE, Place, StorageOptions
 from tests.command import assert_told, s2r, s2r_inside
@@ -402,6 +402,23 @@ def test_a_target_in_the_pool_is_refused(stored: Stored) -> None:
     """Would catch exports that the next run reads as part of the pool."""
     with pytest.raises(UsageError, match="lies in the pool"):
         export(stored.selection("25"), "jsonl", Place.of(stored.pool / "export"), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("address", "to", "refused"),
+    [
+        ("/d/pool", "/d/pool", True),
+        ("/d/pool", "/d/pool/a/b", True),
+        ("/d/pool", "/d/pool-2", False),
+        ("/d/pool/*.parquet", "/d/pool", True),
+        ("/d/pool/*.parquet", "/d/pool/a", True),
+        ("/d/pool/a.parquet", "/d/pool", False),
+        ("/d/pool/a.parquet", "/d/pool/out", False),
+    ],
+)
+def test_what_would_join_a_pool(address: str, to: str, refused: bool) -> None:
+    """Would catch an export into the folder of a glob, which the next run reads, and a file that forbids its folder."""
+    assert would_join(Place.of(to), address, Place.of("/d/pool"), ["a.parquet"]) is refused
 
 
 def test_a_run_without_its_snapshot(stored: Stored, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from s2r_ray.cluster import Cluster, Connection
 from s2r_ray.config import load_config
-from s2r_ray.errors import UsageError
-from s2r_ray.index import indexed_keys
-from s2r_ray.pipeline import _outcomes, _reads_here, select
+from s2r_ray.errors import S2RError, UsageError
+from s2r_ray.index import UnitOutcome, indexed_keys, unit_keys
+from s2r_ray.pipeline import Done, _index, _outcomes, _reads_here, check_bad_files, select
 from s2r_ray.plan import Plan, prepare
 from s2r_ray.progress import Progress
 from s2r_ray.publish import RunRecord
@@ -172,3 +172,19 @@ def test_all_else_is_read_by_tasks(new_pool: Plan, monkeypatch: pytest.MonkeyPat
     assert new_pool.bytes_to_read == sizes
     monkeypatch.setattr("s2r_ray.pipeline._READ_HERE_BYTES", sizes - 1)
     assert not _reads_here(new_pool, Ahead())
+
+
+def test_unreadable_files_are_counted_once_and_by_pool(new_pool: Plan) -> None:
+    """Catches: files of the same name in two pools taken for one, so that more are put up with than is allowed; a large
+    file counted once for each of its parts."""
+    bad = [UnitOutcome("a", 0, "x.parquet", error="torn"), UnitOutcome("b", 1, "x.parquet", error="torn, too")]
+    check_bad_files([*bad, replace(bad[0], key="c")], 2, Progress())
+    with pytest.raises(S2RError, match=r"2 unreadable files, at most 1 allowed: x\.parquet, x\.parquet\. First: torn"):
+        check_bad_files(bad, 1, Progress())
+    (file, _), *_ = new_pool.units
+    parts = tuple(unit_keys(new_pool.pools, [replace(file, row_groups=(at, at + 1)) for at in (0, 1)]))
+    config = new_pool.config.model_copy(update={"max_bad_files": 1})
+    Path(new_pool.pool_uris[0], file.path).write_bytes(b"PAR1 and no more")
+    snapshot = _index(replace(new_pool, config=config, units=parts, fresh=parts), Ahead(), Progress(quiet=True), Done())
+    assert [(pool, path) for pool, path, _ in snapshot.unreadable] == [(0, file.path)]
+    assert not snapshot.units

@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s2r_ray import pool_rows
 from s2r_ray.errors import S2RError, StoreError, UsageError
 from s2r_ray.index import Snapshot
 from s2r_ray.mapping import Mapping
@@ -116,6 +117,26 @@ def test_rows_are_those_of_a_plain_reading(
         assert found[at]["response"] == (traces[generation] if generation < len(traces) else None)
         assert found[at]["answer"] == (None if expected["answer"] is None else str(expected["answer"]))
         assert found[at]["original"] == (expected if originals else {})
+
+
+def test_a_row_of_many_chosen_generations_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a row that is unpacked with all its traces once for each of them that was chosen."""
+    rows = [{"q": f"q {row}", "traces": [f"{row} {at}" for at in range(50)], "answer": None} for row in range(3)]
+    write(tmp_path, "a.parquet", rows)
+    pools = opened(Place.of(tmp_path))
+    seen = []
+    plain = pool_rows.python_values
+
+    def counted(batch: pa.RecordBatch, **options: Any) -> Any:
+        seen.append(batch.num_rows)
+        return plain(batch, **options)
+
+    monkeypatch.setattr(pool_rows, "python_values", counted)
+    wanted = [(str(tmp_path), "a.parquet", row, at) for row in (2, 0) for at in range(49, -1, -1)]
+    found = fetched(pools, asked(wanted), originals=True)
+    assert [found[at]["response"] for at in range(100)] == [f"{row} {at}" for _, _, row, at in wanted]
+    assert [found[at]["original"] for at in range(100)] == [rows[row] for _, _, row, _ in wanted]
+    assert max(seen) == 2
 
 
 def test_reasoning_of_its_own_column_and_chats(tmp_path: Path) -> None:

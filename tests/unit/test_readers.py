@@ -15,7 +15,7 @@ import zstandard
 
 from s2r_ray import readers
 from s2r_ray.errors import UsageError
-from s2r_ray.readers import BadFileError, Batch, Unit, plan_units, pool_files, read_unit
+from s2r_ray.readers import BadFileError, Batch, Unit, bad_file_errors, plan_units, pool_files, read_unit
 from s2r_ray.storage import FileInfo, Place
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -410,6 +410,14 @@ def test_a_large_file_without_rows_is_still_a_unit(tmp_path: Path, monkeypatch: 
         pass
     assert pq.ParquetFile(tmp_path / "x.parquet").num_row_groups == 0
     assert len(plan_units(Place.of(tmp_path), 0, [FileInfo("x.parquet", 9, "1")])) == 1
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    """Catches: a sound file put up with as a bad one, and a sound part of the score store set aside, which costs what
+    is in it. Arrow's error is a MemoryError and one of Arrow's as well."""
+    for error in (pa.ArrowMemoryError("malloc of size 64 failed"), MemoryError()):
+        with pytest.raises(MemoryError), bad_file_errors(Place.of(tmp_path)):
+            raise error
 
 
 def test_which_files_belong_to_a_pool() -> None:

@@ -240,6 +240,15 @@ def test_folder_named_like_a_glob(tmp_path: Path) -> None:
     assert [info.path for info in files] == ["a.jsonl"]
 
 
+def test_a_file_named_like_a_glob(tmp_path: Path) -> None:
+    """Catches: a file that exists searched for as a pattern, so that another one is read in its place."""
+    tree(tmp_path, "data[1].jsonl", "data1.jsonl", "q?.jsonl", "qa.jsonl")
+    for name in ("data[1].jsonl", "q?.jsonl"):
+        root, files = Place.of(tmp_path / name).glob()
+        assert root.uri == str(tmp_path)
+        assert files == [file for file in Place.of(tmp_path).files() if file.path == name]
+
+
 def test_nothing_at_a_pool_address(tmp_path: Path) -> None:
     """Catches: an empty pool taken for a finished job, and one message for three different mistakes."""
     (tmp_path / "empty").mkdir()

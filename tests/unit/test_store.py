@@ -146,6 +146,20 @@ def test_the_result_is_what_was_judged(
         assert row["value"] == min(values, default=None)
 
 
+def test_what_was_tried_since(tmp_path: Path) -> None:
+    """Catches: a question that failed in an earlier run taken for one of this run, or the other way round."""
+    store = store_at(tmp_path)
+    append(store, make(0, None), make(1, None), make(2, 0.5))
+    earlier = store.parts()
+    keys = key_set(*map(key, range(4)))
+    assert store.tried(keys, earlier).tolist() == [False] * 4
+    append(store, make(1, None), make(3, 0.5))
+    assert store.tried(keys, earlier).tolist() == [False, True, False, True]
+    for part in set(store.parts()).difference(earlier):
+        Path(store.place.child(part).uri).write_bytes(b"torn")
+    assert store.tried(keys, earlier).tolist() == [False] * 4
+
+
 def test_a_wrong_table_is_refused(tmp_path: Path) -> None:
     """Catches: a part with other columns, which would make every later read fail."""
     store = store_at(tmp_path)

@@ -223,9 +223,8 @@ def test_worker(tmp_path: Path) -> None:
         keys = pa.array([subject.key for subject in batch], pa.binary(16))
         answer = worker(pa.table({"key": keys, "question": [subject.question for subject in batch]})).to_pylist()
         assert len(answer) == 1
-        assert {name: answer[0][name] for name in ("scored", "faults", "repeated", "replaced")} == {
+        assert {name: answer[0][name] for name in ("scored", "repeated", "replaced")} == {
             "scored": len(batch),
-            "faults": 1,
             "repeated": 0,
             "replaced": False,
         }

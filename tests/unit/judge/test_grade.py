@@ -53,3 +53,19 @@ def test_a_hostile_answer_costs_its_own_grading_alone(graders: Graders) -> None:
     pairs = [("12", "\\boxed{12}"), ("12", BOMB), ("12", "\\boxed{12}"), ("12", BOMB), ("12", "\\boxed{12}")]
     assert graders.right(pairs) == [True, None, True, None, True]
     assert time.monotonic() - began < 60
+
+
+def test_a_grader_that_died_between_two_gradings_is_replaced() -> None:
+    """Catches: one that ended while it waited, and fails each problem that it is asked about from then on."""
+    graders = Graders(1, seconds=2.0)
+    try:
+        assert graders.right([("12", "\\boxed{12}")]) == [True]
+        child = graders._free.get()
+        assert child._process is not None
+        child._process.kill()
+        child._process.wait()
+        graders._free.put(child)
+        assert graders.right([("12", "\\boxed{12}")]) == [None]
+        assert graders.right([("12", "\\boxed{12}")]) == [True]
+    finally:
+        graders.close()
