@@ -143,11 +143,20 @@ class Signal(Protocol):
     makes below the output place, where `open` finds it, and returns sentences to tell (see preparation.py).
     """
 
-    name: str
-    subject: SubjectKind
-    ranked: Mapping[str, Better]
-    extras: tuple[str, ...]
-    fatal: tuple[type[BaseException], ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def subject(self) -> SubjectKind: ...
+
+    @property
+    def ranked(self) -> Mapping[str, Better]: ...
+
+    @property
+    def extras(self) -> tuple[str, ...]: ...
+
+    @property
+    def fatal(self) -> tuple[type[BaseException], ...]: ...
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that can change a value, as plain JSON."""

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def mean_busy(busy: Sequence[tuple[float, float]]) -> float:
 
 def main() -> None:
     way, model, file = sys.argv[1:]
-    ways = {"ids": ids, "ids-apart": lambda *given: ids(*given, apart=True)}
+    ways: dict[str, Callable[[str, str], Any]] = {"ids": ids, "ids-apart": lambda *given: ids(*given, apart=True)}
     ways |= {"script": script, "ray-data-llm": ray_data_llm}
     sys.stdout.write("\n" + json.dumps(ways[way](model, file)) + "\n")
 

@@ -106,7 +106,10 @@ def write_run(out: Place, pool: Place, rows: list[dict[str, Any]]) -> None:
 
 def _row(name: str, out: Path, target: str, repeats: int) -> Row:
     """`out`: what `write_run` wrote, beside the pool."""
-    own, other, peaks, reference_peaks = [], [], [], []
+    own: list[float] = []
+    other: list[float] = []
+    peaks: list[float] = []
+    reference_peaks: list[float] = []
     for _ in range(repeats):
         for side, seconds, most in ((target, own, peaks), (_REFERENCE, other, reference_peaks)):
             asked = ("--child", side, "--out", out)

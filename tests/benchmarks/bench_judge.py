@@ -57,7 +57,8 @@ def run(questions: int = 5000, seed: int = 0, repeats: int = 3, batch: int = 512
         outputs: list[Any] = engine._llm.generate(prompts, parameters, use_tqdm=False)
         one = np.array([np.exp(output.outputs[0].logprobs[0][labels[1]].logprob) for output in outputs])
         zero = np.array([np.exp(output.outputs[0].logprobs[0][labels[0]].logprob) for output in outputs])
-        return one / (one + zero)
+        shares: np.ndarray = one / (one + zero)
+        return shares
 
     what = f"{len(texts):,} questions ({real:,} of them real)"
     name = f"judge, steady state, {what} / bare LLM.generate"

@@ -52,9 +52,9 @@ def run(
     rows = []
     for way in ways:
         name = f"judge, {questions:,} questions with {traces} traces each{{}} / {WAYS[way]} over the rows"
-        beyond = ([taken - start[which] for taken in seconds[which]] for which in ("s2r", way))
+        ours, other = ([taken - start[which] for taken in seconds[which]] for which in ("s2r", way))
         rows.append(compared(name.format(""), seconds["s2r"], seconds[way], peaks["s2r"], peaks[way]))
-        rows.append(compared(name.format(", beyond start-up"), *beyond))
+        rows.append(compared(name.format(", beyond start-up"), ours, other))
     return rows
 
 

@@ -14,10 +14,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,10 @@ from s2r_ray.cluster import connected
 from s2r_ray.index import QUESTIONS_SCHEMA, Snapshot, questions_place
 from s2r_ray.pending import find_questions
 from s2r_ray.progress import Progress
+from s2r_ray.ranking import Better
 from s2r_ray.readers import Unit
 from s2r_ray.score import score_missing
-from s2r_ray.signals.base import Resources, Scores, Subject
+from s2r_ray.signals.base import Resources, Scores, Subject, SubjectKind
 from s2r_ray.storage import Place
 from s2r_ray.store import ScoreStore
 from s2r_ray.tables import write_table
@@ -51,7 +52,8 @@ class WaitingJudge:
     factor: float = 1
 
     name: ClassVar[str] = "difficulty"
-    subject: ClassVar[Literal["question", "sample"]] = "question"
+    subject: ClassVar[SubjectKind] = "question"
+    ranked: ClassVar[Mapping[str, Better]] = {"difficulty": "high"}
     extras: ClassVar[tuple[str, ...]] = ()
     fatal: ClassVar[tuple[type[BaseException], ...]] = ()
 
