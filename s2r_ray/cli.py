@@ -369,7 +369,8 @@ def _stop(stream: TextIO, exit_code: int, *_: object) -> NoReturn:
 
 
 def _stopped() -> str:
-    return _STOPPED if sys.argv[1:2] and sys.argv[1] in _GO_ON else _BEGIN_AGAIN
+    given = sys.argv[1:3]
+    return _STOPPED if (given[:1] and given[0] in _GO_ON) or given == ["judge", "rollouts"] else _BEGIN_AGAIN
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -73,7 +73,7 @@ def find_model(
     storage: StorageOptions = DEFAULT_STORAGE,
     role: str = "judge",
 ) -> ModelRef:
-    """A model by folder, s3:// prefix or hub id; `role` is what it is called in errors and in the configuration.
+    """A model by folder, s3:// prefix or hub id; `role` is what it is called in errors.
 
     Raises:
         UsageError: nothing is there, it has no weights, configuration or tokenizer, weights that are pickles, or code
@@ -87,7 +87,8 @@ def find_model(
         if not trust_remote_code and _names_code(found.folder / name):
             raise UsageError(
                 f"{role} {model}: its {name} asks to run code that ships with it (auto_map), which is refused; "
-                f"read that code, then set {role}.trust_remote_code: true, or take a model without it"
+                "read that code, then set trust_remote_code: true where the configuration names it, or take a model "
+                "without it"
             )
     if found.commit is None:
         here = [path.name for path in found.folder.iterdir()]

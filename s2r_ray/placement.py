@@ -32,7 +32,10 @@ class Node:
 
     def room(self, needs: Mapping[str, float]) -> float:
         """How many workers with these needs it, or all of its kind, can take when idle."""
-        one = min((self.resources.get(name, 0) // amount for name, amount in needs.items()), default=0)
+        # Ray counts in ten-thousandths; of binary fractions five times 0.2 would be more than 1.
+        one = min(
+            (math.floor(self.resources.get(name, 0) / amount + 1e-6) for name, amount in needs.items()), default=0
+        )
         return self.count * one if one else 0
 
 

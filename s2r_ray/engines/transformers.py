@@ -10,6 +10,7 @@ import numpy as np
 from s2r_ray.engines import EngineError, EngineSettings, FloatArray, Sampled, Sampling, TokenScores
 
 _BATCH_TOKENS = 4096
+_HEAD_ERROR = 0.02  # of the largest logit; what rounding does to bfloat16 is less
 
 
 class TransformersEngine:
@@ -17,25 +18,46 @@ class TransformersEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
         loader: Any = AutoModelForSequenceClassification if settings.kind == "head" else AutoModelForCausalLM
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            model = loader.from_pretrained(
+            model, loaded = loader.from_pretrained(
                 settings.model,
                 dtype=settings.dtype,
                 trust_remote_code=settings.trust_remote_code,
                 use_safetensors=True,  # the other format is pickle
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(f"could not load the {settings.role}: {error}") from error
+        if absent := sorted(loaded["missing_keys"]):  # transformers would draw them by lot
+            more = f" and {len(absent) - 1} more" if absent[1:] else ""
+            raise EngineError(f"could not load the {settings.role}: its weights lack {absent[0]}{more}")
         self._model = model.to(self._device).eval()
+        if settings.kind == "labels":
+            self._check_head(settings.role)
+        if settings.kind == "sampler":  # penalties and the like of the model's own settings were not asked for
+            self._model.generation_config = GenerationConfig()
         most = settings.batch_tokens if settings.kind == "states" else _BATCH_TOKENS
         self._batch_tokens = 1 if settings.deterministic else most
         self._piece_tokens = settings.batch_tokens
         if settings.kind == "student":
             _compute_in_float32(self._model.get_output_embeddings())
+
+    def _check_head(self, role: str) -> None:
+        """Some models scale or bound their logits (Granite, Gemma 2), which reading the head alone leaves out."""
+        torch = _torch()
+        ids = torch.arange(4, device=self._device)[None]
+        with torch.inference_mode():
+            given = self._model(input_ids=ids).logits[:, -1].float()
+            ours = self._logits(ids, torch.ones_like(ids))
+        if (given - ours).abs().max() > _HEAD_ERROR * max(1.0, given.abs().max().item()):
+            raise EngineError(
+                f"the {role} does not read its logits off its last states alone (it scales or bounds them), which this "
+                "engine cannot do; take engine: vllm"
+            )
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> FloatArray:
         """See `engines.Engine`."""

@@ -69,7 +69,8 @@ def evaluate(
     from s2r_ray.judge.evaluate import outcomes, read_labelled
     from s2r_ray.judge.examine import examine
 
-    examples = read_labelled(labels, question_column, label_column, group_column=source_column)
+    options = settings.storage.options()
+    examples = read_labelled(labels, question_column, label_column, group_column=source_column, storage=options)
     if plot and outcomes(examples.labels, threshold) is None:
         raise UsageError("--plot needs labels of 0..1, which is what scores state, or --threshold")
     if plot and not Path(plot).expanduser().parent.is_dir():

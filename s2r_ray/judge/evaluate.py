@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2r_ray.errors import UsageError
+from s2r_ray.storage import DEFAULT_STORAGE, Place, StorageOptions
 
 FloatArray = NDArray[np.float64]
 
@@ -60,7 +61,12 @@ class Examples:
 
 
 def read_labelled(
-    path_or_uri: str, question_column: str, label_column: str, *, group_column: str | None = None
+    path_or_uri: str,
+    question_column: str,
+    label_column: str,
+    *,
+    group_column: str | None = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
 ) -> Examples:
     """Read labelled questions from Parquet or JSONL files: a file, folder or glob, local or s3://.
 
@@ -71,7 +77,6 @@ def read_labelled(
         S2RError: a file cannot be read.
     """
     from s2r_ray.readers import plan_units, pool_files, read_unit
-    from s2r_ray.storage import Place
 
     columns = [question_column, label_column, *([group_column] if group_column else [])]
 
@@ -80,7 +85,7 @@ def read_labelled(
         if missing:
             raise UsageError(f"{where}: no column {', '.join(map(repr, missing))}; the file has {', '.join(found)}")
 
-    root, files = Place.of(path_or_uri).glob()
+    root, files = Place.of(path_or_uri, storage).glob()
     questions: list[str] = []
     labels: list[float] = []
     groups: list[str] = []

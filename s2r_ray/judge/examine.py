@@ -34,7 +34,7 @@ def examine(config: Config, examples: Examples, threshold: float | None) -> dict
     Raises:
         S2RError: no question was answered, or the engine failed.
     """
-    signal = Difficulty.of(config.judge, config.workers)
+    signal = Difficulty.of(config.judge, config.workers, config.storage.options())
     with captured():
         started = time.monotonic()
         signal.open()

@@ -18,6 +18,16 @@ from typing import Any
 from s2r_ray.errors import UsageError
 
 _PLACEHOLDER = "\u2063QUESTION\u2063"
+_DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%y": "24", "%Y": "2024", "%a": "Fri", "%A": "Friday"}
+_CLOCK = "".join(
+    (
+        "{% macro strftime_now(format) %}{{ format",
+        *(f" | replace('{sign}', '{text}')" for sign, text in _DAY.items()),
+        " }}{% endmacro +%}",
+    )
+)
+"""What templates that state today's date are told it is (Llama 3's own, where it cannot ask): else the scores of two
+days would be those of two prompts. A function from outside is not let in by transformers, so it comes as a macro."""
 _WHITE_SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
@@ -161,7 +171,11 @@ def _render(tokenizer: Any, prompt: JudgePrompt, model_dir: str | Path, role: st
 
     messages = prompt.messages(_PLACEHOLDER)
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        template = tokenizer.get_chat_template()
+        dated = f"{_CLOCK}{template}" if "strftime_now" in template else template
+        text: str = tokenizer.apply_chat_template(
+            messages, chat_template=dated, tokenize=False, add_generation_prompt=True
+        )
     except TemplateError as error:
         raise UsageError(
             f"{role} {model_dir}: its chat template refused the prompt ({error}). Some templates know no system turn: "

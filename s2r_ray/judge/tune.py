@@ -307,7 +307,15 @@ def tuned_card(
     words = ["s2r", "judge", "train", "--labels", source.name or "?", "--question-column", source.question_column]
     words += ["--label-column", source.label_column, "--base", Path(config.base).name, "--kind", config.kind]
     words += ["--epochs", str(config.epochs), "--learning-rate", f"{config.learning_rate:g}"]
-    words += ["--batch", str(config.batch), "--seed", str(config.seed), "--out", "DIR"]
+    words += ["--batch", str(config.batch), "--patience", str(config.patience), "--seed", str(config.seed)]
+    if config.holdout_values:
+        words += ["--holdout-column", source.group_column or "?"]
+        words += [word for value in config.holdout_values for word in ("--holdout-value", value)]
+    else:
+        words += ["--holdout-fraction", f"{config.holdout_fraction:g}"]
+    further = {"--threshold": config.threshold, "--threads": config.threads}
+    words += [word for option, value in further.items() if value is not None for word in (option, f"{value:g}")]
+    words += ["--out", "DIR"]
     lines = [
         "---",
         "library_name: transformers",

@@ -27,7 +27,7 @@ from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject, SubjectKind
 from s2r_ray.signals.model_workers import check_model_node, engine_settings, model_resources
 
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 """Raise it when a change here or in grade.py can change a pass rate."""
 
 
@@ -176,6 +176,8 @@ class _Prompts:
         prompt = JudgePrompt(rollouts.prompt.system, rollouts.prompt.user)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=trust)
         self._plain = without_control_tokens(self._tokenizer)
+        first = self._tokenizer.bos_token_id  # templates bring their own
+        self._beginning: list[int] = [] if first is None else [first]
         self._prompt = prompt
         self._chat = (
             QuestionEncoder(folder, prompt, trust_remote_code=trust, role="rollouts")
@@ -189,7 +191,7 @@ class _Prompts:
             return self._chat.encode(questions)
         texts = ["\n\n".join(turn["content"] for turn in self._prompt.messages(question)) for question in questions]
         found = self._plain.encode_batch_fast([f"{text}\n\n" for text in texts], add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        return [[*self._beginning, *encoding.ids] for encoding in found]
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """The texts, without control tokens."""

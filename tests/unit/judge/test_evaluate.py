@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,8 @@ from s2r_ray.judge.evaluate import (
     spearman,
 )
 from s2r_ray.judge.reliability import reliability_plot
+from s2r_ray.storage import StorageOptions
+from tests.object_store import s3_server
 
 few_values = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, -3.5]), min_size=2, max_size=40)
 
@@ -176,3 +179,15 @@ def test_no_usable_row_is_refused(tmp_path: Path) -> None:
     file = _parquet(tmp_path / "a.parquet", question=pa.array([None], pa.string()), level=[1])
     with pytest.raises(UsageError, match="none of 1 rows"):
         read_labelled(file, "question", "level")
+
+
+def test_labels_in_an_object_store_of_ones_own() -> None:
+    """Catches: the endpoint and keys of the configuration left aside, so that AWS is asked for a bucket of another."""
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    with s3_server() as endpoint:
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+        client.create_bucket(Bucket="labelled")
+        client.put_object(Bucket="labelled", Key="rows.jsonl", Body=b'{"q": "a", "d": 1}\n{"q": "b", "d": 0}\n')
+        storage = StorageOptions(endpoint, "us-east-1", "key", "secret")
+        examples = read_labelled("s3://labelled/rows.jsonl", "q", "d", storage=storage)
+    assert examples.questions == ("a", "b")

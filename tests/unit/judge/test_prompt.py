@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2r_ray.errors import UsageError
-from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt, PromptEncoder, load_tokenizer
+from s2r_ray.judge.prompt import PAPER_PROMPT, JudgePrompt, PromptEncoder, QuestionEncoder, load_tokenizer
 
 MARKED = JudgePrompt("", "Rate this:\n\n{question}\n\nIs it hard?")
 HOSTILE = [
@@ -116,6 +116,19 @@ def test_a_template_without_control_tokens(tokenizer_dir: Path, tmp_path: Path) 
     folder = change(tokenizer_dir, tmp_path / "t", lambda _: None, template)
     questions = ["a b", " ", "user: x"]
     assert PromptEncoder(folder, PAPER_PROMPT).encode(questions) == ordinary(folder, PAPER_PROMPT, questions)
+
+
+def test_a_template_that_states_the_date(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Catches: prompts, and with them scores under one fingerprint, that are others on another day."""
+    template = (
+        "\n{% if strftime_now is defined %}{{ strftime_now('%d %b %Y, %B') }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(str(tmp_path))
+    (ids,) = QuestionEncoder(tmp_path, JudgePrompt("")).encode(["?"])
+    assert tokenizer.decode(ids) == "\n26 Jul 2024, July<|im_start|>?<|im_end|>"
 
 
 def test_a_prompt_longer_than_a_saved_truncation(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_the_card_says_what_was_measured(tuned: dict[str, tuple[Path, TrainResul
         card = (folder / "README.md").read_text()
         assert f"| this judge | 40 | {result.held_out['spearman']:.3f} |" in card
         assert f"--kind {kind}" in card
+        assert "--patience" in card
+        assert "--holdout-fraction" in card
         assert "3 rows had none and were dropped" in card
         assert not [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,19 @@ def test_more_tokens_than_the_model_has_positions(tiny_judge: Path) -> None:
     with pytest.raises(UsageError, match=r"it has 2,048 positions, .* together are 2,049; lower them"):
         signal(tiny_judge, max_prompt_tokens=1024, max_tokens=1025)
     signal(tiny_judge, max_prompt_tokens=1024, max_tokens=1024)
+
+
+def test_a_plain_prompt_begins_as_the_model_was_taught(tiny_judge: Path, tmp_path: Path) -> None:
+    """Catches: a base model without a chat template that is asked without its token for the beginning of text."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny_judge, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_judge))
+    tokenizer.chat_template = None
+    for first in (None, "<|endoftext|>"):
+        tokenizer.bos_token = first
+        tokenizer.save_pretrained(str(tmp_path / "base"))
+        (tmp_path / "base" / "chat_template.jinja").unlink(missing_ok=True)
+        prompts = pass_rate._Prompts(tmp_path / "base", signal(tmp_path / "base").settings.rollouts)
+        (ids,) = prompts.encode(["2 + 2?"])
+        assert tokenizer.decode(ids).startswith(f"{first or ''}2 + 2?")
