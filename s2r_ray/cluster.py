@@ -70,7 +70,7 @@ def connected(address: str | None, *, cpus: float = 0, logs: bool = False) -> It
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Ray Data would describe each stage to the makers of Ray, from a process of its own that takes seconds to start.
+    # Ray Data would describe each stage to the makers of Ray, from a process of its own.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     import ray
 
