@@ -65,6 +65,13 @@ class ModelRef:
         return loaded
 
 
+_TRUSTED_BY = {
+    **{role: f"{role}.trust_remote_code" for role in ("judge", "rollouts", "student")},
+    "tuned student": "student.trust_remote_code",
+}
+"""The setting that lets a model run code of its own, by the model's role."""
+
+
 def find_model(
     model: str,
     revision: str | None = None,
@@ -83,12 +90,12 @@ def find_model(
     for wanted, files in (("config.json", ["config.json"]), ("a tokenizer", list(_TOKENIZER_FILES))):
         if not any((found.folder / name).exists() for name in files):
             raise UsageError(f"{role} {model}: {wanted} not found in it; expected a model folder with {files[0]}")
+    setting = _TRUSTED_BY.get(role)
     for name in ("config.json", "tokenizer_config.json"):
         if not trust_remote_code and _names_code(found.folder / name):
             raise UsageError(
                 f"{role} {model}: its {name} asks to run code that ships with it (auto_map), which is refused; "
-                "read that code, then set trust_remote_code: true where the configuration names it, or take a model "
-                "without it"
+                f"{f'read that code, then set {setting}: true, or ' if setting else ''}take a model without it"
             )
     if found.commit is None:
         here = [path.name for path in found.folder.iterdir()]
