@@ -8,7 +8,7 @@ from pathlib import Path
 
 from s2r_ray.config import StudentSection
 from s2r_ray.errors import UsageError
-from s2r_ray.judge.prompt import JudgePrompt, QuestionEncoder, load_tokenizer, without_control_tokens
+from s2r_ray.judge.prompt import JudgePrompt, QuestionEncoder, beginning_of_text, load_tokenizer, without_control_tokens
 from s2r_ray.models import ModelRef, find_model, is_classifier
 from s2r_ray.storage import DEFAULT_STORAGE, StorageOptions
 
@@ -41,7 +41,7 @@ class StudentEncoder:
     def __init__(self, model_dir: str | Path, *, trust_remote_code: bool = False) -> None:
         tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
         self._text = without_control_tokens(tokenizer, keep_others=True)
-        self._beginning: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._beginning = beginning_of_text(tokenizer)
         self._questions: QuestionEncoder | None = None
         if tokenizer.chat_template:
             self._questions = QuestionEncoder(

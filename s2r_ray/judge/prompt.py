@@ -184,6 +184,12 @@ def _render(tokenizer: Any, prompt: JudgePrompt, model_dir: str | Path, role: st
     return text
 
 
+def beginning_of_text(tokenizer: Any) -> list[int]:
+    """The token that plain text begins with, where a tokenizer has one; chat templates bring their own."""
+    first = tokenizer.bos_token_id
+    return [] if first is None else [first]
+
+
 def without_control_tokens(tokenizer: Any, *, keep_others: bool = False) -> Any:
     """A copy of the Rust tokenizer in which no string is a control token.
 

@@ -21,7 +21,7 @@ from s2r_ray.config import Config, RolloutsSection, WorkersSection
 from s2r_ray.engines import EngineError, Sampled, Sampling, open_engine
 from s2r_ray.errors import UsageError
 from s2r_ray.judge.grade import Graders
-from s2r_ray.judge.prompt import JudgePrompt, QuestionEncoder, load_tokenizer, without_control_tokens
+from s2r_ray.judge.prompt import JudgePrompt, QuestionEncoder, beginning_of_text, load_tokenizer, without_control_tokens
 from s2r_ray.models import ModelRef, chosen_dtype, fetch, find_model, is_classifier
 from s2r_ray.ranking import Better
 from s2r_ray.signals.base import Fault, Resources, Scores, Status, Subject, SubjectKind
@@ -176,8 +176,7 @@ class _Prompts:
         prompt = JudgePrompt(rollouts.prompt.system, rollouts.prompt.user)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=trust)
         self._plain = without_control_tokens(self._tokenizer)
-        first = self._tokenizer.bos_token_id  # templates bring their own
-        self._beginning: list[int] = [] if first is None else [first]
+        self._beginning = beginning_of_text(self._tokenizer)
         self._prompt = prompt
         self._chat = (
             QuestionEncoder(folder, prompt, trust_remote_code=trust, role="rollouts")

@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark, one table, row by row as they are measured. Takes hours at the sizes that it has.
+"""`make bench`: every benchmark, one table, row by row as they are measured. Takes an hour and a half.
 
 Sizes and seeds are parameters. Each part runs in a process of its own; if one fails, the others go on.
 """
